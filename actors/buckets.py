@@ -1,0 +1,63 @@
+"""Tensors to weight buckets and back.
+
+In: named tensors in an order that every publisher of the policy keeps. Out: WeightBuckets of bounded size whose bytes
+are the tensors' own, bfloat16 included (numpy has no such type, so `data` is bytes); and, from a bucket, the tensors
+again. Left out: gathering shards (the learner's), transport, digests of whole versions (actors.types).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+
+from actors.types import WeightBucket
+
+
+def make_buckets(named: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[WeightBucket]:
+    """Cut a stream of tensors into buckets of at most `max_bytes` (a longer tensor alone fills its own)."""
+    index, held, size = 0, [], 0
+    for name, tensor in named:
+        if held and size + tensor.nbytes > max_bytes:
+            yield make_bucket(index, False, held)
+            index, held, size = index + 1, [], 0
+        held.append((name, tensor))
+        size += tensor.nbytes
+    yield make_bucket(index, True, held)
+
+
+def make_bucket(index: int, last: bool, named: list[tuple[str, torch.Tensor]]) -> WeightBucket:
+    """One bucket of these tensors, laid end to end in their own dtypes."""
+    flat = [t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for _, t in named]
+    return WeightBucket(
+        index=index,
+        last=last,
+        names=tuple(name for name, _ in named),
+        shapes=tuple(tuple(t.shape) for _, t in named),
+        dtypes=tuple(str(t.dtype).removeprefix("torch.") for _, t in named),
+        data=np.concatenate(flat) if flat else np.zeros(0, np.uint8),
+    )
+
+
+def bucket_bytes(bucket: WeightBucket) -> int:
+    """How long `data` must be by the bucket's own shapes and dtypes."""
+    sizes = (math.prod(s) * _dtype(d).itemsize for s, d in zip(bucket.shapes, bucket.dtypes, strict=True))
+    return sum(sizes)
+
+
+def tensors_of(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
+    """The bucket's tensors by name, each a copy: the bucket may be a view of shared memory that goes away."""
+    begin = 0
+    for name, shape, dtype in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
+        end = begin + math.prod(shape) * _dtype(dtype).itemsize
+        yield name, torch.from_numpy(bucket.data[begin:end].copy()).view(_dtype(dtype)).view(shape)
+        begin = end
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"a weight bucket names the dtype {name}, which torch does not have")
+    return found

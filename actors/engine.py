@@ -1,0 +1,95 @@
+"""The contract between a rollout worker and whatever generates tokens.
+
+Two implementations pass the same contract tests (tests/contracts): `vllm_engine.VllmEngine`, the real one, and
+`torch_engine.TorchEngine`, a plain transformers twin. The step loop is the caller's, so deadlines, aborts and
+weight updates between two decode steps need no thread and no child process.
+
+Weights move in four phases: `start_update`, `load_bucket` for each bucket, `finish_update`; after `start_update` and
+until `finish_update` returned, the engine is at no version and must not `step` (it raises EngineBetweenVersions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from actors.types import FinishReason, WeightBucket
+
+
+class EngineBetweenVersions(RuntimeError):
+    """The engine holds weights of no known version; finish an update before generating."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine needs to start. `model_path` is a Hugging Face directory."""
+
+    model_path: str
+    dtype: str = "bfloat16"
+    max_model_len: int = 1024
+    max_num_seqs: int = 64
+    kv_cache_bytes: int = 1 << 30
+    gpu_memory_utilization: float = 0.85
+    tensor_parallel: int = 1
+    enforce_eager: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to generate. `seed` is this sample's own seed."""
+
+    id: str
+    prompt_tokens: tuple[int, ...]
+    temperature: float
+    max_tokens: int
+    seed: int
+    top_p: float = 1.0
+    top_k: int = 0
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """New tokens of one request since the last step, with their log-probs under the sampling distribution
+    (temperature applied). `finish_reason` is None while the request runs. The end-of-sequence token, when sampled, is
+    among the tokens."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None
+
+
+class RolloutEngine(Protocol):
+    """Seven verbs. One caller, one thread."""
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request. ValueError if the prompt leaves no room for a token within `max_model_len`."""
+
+    def step(self) -> list[StepOutput]:
+        """Run one decode step of everything queued or running; outputs of the requests that advanced."""
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        """Drop requests; unknown ids are ignored. No output of theirs appears afterwards."""
+
+    def logprobs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Log-probs (temperature 1, float32) of each response token after its prompt, computed by the engine's own
+        forward with the prefix cache out of play. Only when no request is running."""
+
+    def start_update(self) -> None:
+        """Enter the state between versions; running requests stay queued and go on after `finish_update`."""
+
+    def load_bucket(self, bucket: WeightBucket) -> None:
+        """Load one bucket, in any order. Buckets may be views of shared memory: copy, never keep."""
+
+    def finish_update(self) -> None:
+        """Make the loaded weights effective everywhere (packed kernels, tied heads) and forget cached prefixes."""
+
+    def close(self) -> None:
+        """Free the engine and whatever processes it has."""

@@ -1,0 +1,262 @@
+"""The rollout engine on vLLM, inside this process: the only file that imports vLLM.
+
+In: EngineSettings, requests, weight buckets. Out: StepOutputs, log-probs. With tensor_parallel 1 the model runs in
+this very process (no child to orphan or to hang); above that vLLM's executor starts one worker a device, its own
+processes on one node, Ray actors inside a placement group. Weights take one path in both cases: `collective_rpc` to
+`WeightPort`, which vLLM mixes into its worker. Left out: Ray, versions and digests (the rollout worker has them),
+sampling across engines, the NCCL and CUDA IPC transports.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+# Read by vLLM when it is imported or when an engine starts. In process, quiet, nothing sent home; our threads, not
+# vLLM's binding of them to cores. A sequence of exactly max_model_len tokens must be scorable, which takes vLLM one
+# position more than the model may have (it is never fed).
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from vllm import SamplingParams, TokensPrompt  # noqa: E402
+from vllm.config import set_current_vllm_config  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # noqa: E402
+from vllm.model_executor.model_loader.reload import (  # noqa: E402
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.sampling_params import RequestOutputKind  # noqa: E402
+from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
+
+from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput  # noqa: E402
+from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason  # noqa: E402
+from actors.types import FinishReason, WeightBucket  # noqa: E402
+from actors.buckets import tensors_of  # noqa: E402
+
+CPU_BLOCK_TOKENS = 32
+"""KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""
+
+
+class WeightPort:
+    """Mixed into every vLLM worker (`worker_extension_cls`); called by name through `collective_rpc`."""
+
+    def raylign_start_update(self) -> None:
+        model = self.model_runner.get_model()
+        with set_current_vllm_config(self.vllm_config):
+            # An update that was abandoned leaves layers half loaded, and vLLM would count their old pieces again.
+            # Closing it first costs nothing otherwise: layers that wait for no weights are left alone.
+            finalize_layerwise_reload(model, self.model_config)
+            # Taken before the reload splits them: a head tied to the embedding counts once, with the embedding.
+            self.raylign_missing = {name for name, _ in model.named_parameters()}
+            initialize_layerwise_reload(model)
+
+    def raylign_load_bucket(self, bucket: WeightBucket) -> None:
+        model = self.model_runner.get_model()
+        # vLLM keeps a layer's tensors until the layer is complete, so they must not be views of a buffer we return.
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+            loaded = model.load_weights((name, t.to(self.device)) for name, t in tensors_of(bucket))
+        self.raylign_missing -= loaded
+
+    def raylign_finish_update(self) -> None:
+        model = self.model_runner.get_model()
+        if missing := self.raylign_missing:
+            raise ValueError(f"the update lacks {len(missing)} parameters, such as {min(missing)}: publish them all")
+        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
+            finalize_layerwise_reload(model, self.model_config)
+            repack_tied_heads(model)
+
+
+def repack_tied_heads(model: torch.nn.Module) -> None:
+    """Rebuild the packed kernel of every output head. A head tied to the embedding receives no weights of its own, so
+    the reload leaves the copy that vLLM packed for the CPU on the old weights: no error, log-probs of noise."""
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
+
+
+class VllmEngine:
+    """RolloutEngine over vLLM's LLMEngine; the caller's `step` is the engine's only clock.
+
+    Prefixes are cached under a salt that changes with every weight update and whenever the engine was idle: no prefix
+    outlives its weights, and what a wave of requests computes does not depend on the waves before it.
+    """
+
+    _in_process = 0
+    """Live engines whose model runs in this process."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        device = "cpu" if current_platform.is_cpu() else "cuda"
+        reason = unsupported_reason(read_model_config(settings.model_path), settings, device)
+        if reason is not None:
+            raise ValueError(f"{settings.model_path}: {reason}")
+        self._settings = settings
+        self._end_tokens = list(end_tokens(settings.model_path))
+        self._engine: LLMEngine | None = LLMEngine.from_engine_args(_engine_args(settings, device))
+        VllmEngine._in_process += settings.tensor_parallel == 1
+        self._between = False
+        self._salt = 0
+        self._requests: dict[str, Request] = {}
+        self._started: set[str] = set()
+        self._held: list[StepOutput] = []
+        self._probes = 0
+
+    def add_request(self, request: Request) -> None:
+        limit = room(len(request.prompt_tokens), request.max_tokens, self._settings)
+        if request.id in self._requests:
+            raise ValueError(f"request {request.id} is already running: ids must be unique")
+        if not self._requests:
+            self._salt += 1
+        self._submit(request, limit)
+        self._requests[request.id] = request
+
+    def step(self) -> list[StepOutput]:
+        if self._between:
+            raise EngineBetweenVersions("the engine is between two versions: finish an update before decoding")
+        held, self._held = self._held, []
+        outputs = held + [self._convert(raw) for raw in self._engine.step()]
+        # A request stands twice when it advanced during `logprobs` and again now; both belong to it, in this order.
+        return outputs
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        known = [i for i in request_ids if i in self._requests]
+        self._engine.abort_request(known, internal=False)
+        for request_id in known:
+            self._forget(request_id)
+        self._held = [output for output in self._held if output.request_id not in set(known)]
+
+    def logprobs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        if self._between:
+            raise EngineBetweenVersions("the engine is between two versions: finish an update before scoring")
+        found: dict[str, np.ndarray] = {}
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        ids = [f"probe/{self._probes}/{row}" for row in range(len(prompts))]
+        self._probes += 1
+        for request_id, prompt, response in zip(ids, prompts, responses, strict=True):
+            tokens = [int(t) for t in (*prompt, *response)]
+            if not len(response):
+                found[request_id] = np.zeros(0, np.float32)
+                continue
+            if len(tokens) > self._settings.max_model_len:
+                raise ValueError(
+                    f"a probe of {len(tokens)} tokens is past max_model_len {self._settings.max_model_len}: shorten it"
+                )
+            self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params)
+        lengths = dict(zip(ids, (len(r) for r in responses), strict=True))
+        while len(found) < len(ids):
+            for raw in self._engine.step():
+                if raw.request_id in lengths:
+                    found[raw.request_id] = _own_logprobs(raw, lengths[raw.request_id])
+                else:
+                    self._held.append(self._convert(raw))
+        return [found[request_id] for request_id in ids]
+
+    def start_update(self) -> None:
+        self._between = True
+        self._engine.collective_rpc("raylign_start_update")
+
+    def load_bucket(self, bucket: WeightBucket) -> None:
+        if not self._between:
+            raise RuntimeError("load_bucket outside an update: call start_update first")
+        self._engine.collective_rpc("raylign_load_bucket", args=(bucket,))
+
+    def finish_update(self) -> None:
+        if not self._between:
+            raise RuntimeError("finish_update outside an update: call start_update first")
+        self._engine.collective_rpc("raylign_finish_update")
+        self._salt += 1
+        # Requests that have no token yet start again, so that their prompt is read under the new weights only.
+        # Those that have tokens go on over the keys and values they have.
+        for request in [r for r in self._requests.values() if r.id not in self._started]:
+            self._engine.abort_request([request.id], internal=False)
+            self._submit(request, room(len(request.prompt_tokens), request.max_tokens, self._settings))
+        self._between = False
+
+    def close(self) -> None:
+        if self._engine is None:
+            return
+        VllmEngine._in_process -= self._settings.tensor_parallel == 1
+        # vLLM's shutdown ends the process groups that every engine of this process shares: the last one calls it.
+        if self._settings.tensor_parallel > 1 or VllmEngine._in_process == 0:
+            self._engine.engine_core.shutdown()
+        self._engine = None
+        gc.collect()
+
+    def _submit(self, request: Request, max_tokens: int) -> None:
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens), cache_salt=str(self._salt))
+        self._engine.add_request(request.id, prompt, self._sampling_params(request, max_tokens))
+
+    def _sampling_params(self, request: Request, max_tokens: int) -> SamplingParams:
+        """EOS is ours to define: vLLM's own is switched off and our end tokens are stop tokens, which it keeps in
+        the output. logprobs=0 returns the sampled token's log-prob alone."""
+        return SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed if request.temperature > 0 else None,
+            max_tokens=max_tokens,
+            min_tokens=min(request.min_tokens, max_tokens),
+            stop=list(request.stop),
+            detokenize=bool(request.stop),
+            ignore_eos=True,
+            stop_token_ids=[] if request.ignore_eos else self._end_tokens,
+            logprobs=0,
+            output_kind=RequestOutputKind.DELTA,
+        )
+
+    def _convert(self, raw: Any) -> StepOutput:
+        made = raw.outputs[0]
+        tokens = tuple(made.token_ids)
+        logprobs = tuple(at[token].logprob for at, token in zip(made.logprobs or (), tokens, strict=True))
+        if not raw.finished:
+            self._started.add(raw.request_id)
+            return StepOutput(raw.request_id, tokens, logprobs, None)
+        self._forget(raw.request_id)
+        return StepOutput(raw.request_id, tokens, logprobs, _FINISH[made.finish_reason])
+
+    def _forget(self, request_id: str) -> None:
+        self._requests.pop(request_id)
+        self._started.discard(request_id)
+
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
+
+
+def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
+    on_cpu = device == "cpu"
+    return EngineArgs(
+        model=settings.model_path,
+        dtype=settings.dtype,
+        seed=settings.seed,
+        max_model_len=settings.max_model_len + 1,
+        max_num_seqs=settings.max_num_seqs,
+        kv_cache_memory_bytes=settings.kv_cache_bytes if on_cpu else None,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        block_size=CPU_BLOCK_TOKENS if on_cpu else None,
+        tensor_parallel_size=settings.tensor_parallel,
+        enforce_eager=settings.enforce_eager,
+        enable_prefix_caching=True,
+        async_scheduling=False,  # the tokens of a step belong to the weights of that step, so none may be in flight
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",  # sampling defaults come from our settings, not from the model's directory
+        worker_extension_cls=f"{WeightPort.__module__}.{WeightPort.__qualname__}",
+        disable_log_stats=True,
+    )
+
+
+def _own_logprobs(raw: Any, response_length: int) -> np.ndarray:
+    """The log-probs of the last `response_length` prompt tokens themselves, float32."""
+    tokens = raw.prompt_token_ids[-response_length:]
+    rows = raw.prompt_logprobs[-response_length:]
+    return np.array([row[token].logprob for row, token in zip(rows, tokens, strict=True)], np.float32)

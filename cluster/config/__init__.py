@@ -1,0 +1,6 @@
+"""What a run is: one YAML file, checked before anything starts. Imports neither torch, Ray nor vLLM."""
+
+from cluster.config.load import ConfigError, Problem, load_config, parse_override
+from cluster.config.schema import Config
+
+__all__ = ["Config", "ConfigError", "Problem", "load_config", "parse_override"]

@@ -1,0 +1,145 @@
+"""Read a config: YAML, `key.path=value` overrides, and every problem at once.
+
+In: a file's path and overrides. Out: a frozen `Config`, or one ConfigError that lists all problems, each with its
+path, the rule, the value, and for an unknown key the nearest valid one. Checks never mutate.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.config.schema import Config
+from cluster.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong: where, and a sentence that says the rule, the value and the fix."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(UserError):
+    """The input is wrong (exit code 2). Lists every problem found."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in problems)]))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in `path` with overrides applied in order. Raises ConfigError with all problems."""
+    from cluster.config.rules import cross_section_problems
+
+    source = str(path)
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(source, [Problem("", f"cannot be read ({error.strerror}); give a recipe's path")]) from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(source, [Problem("", f"is not YAML: {' '.join(str(error).split())}")]) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(source, [Problem("", "must be a mapping of sections, such as `algorithm: grpo`")])
+    problems: list[Problem] = []
+    for override in overrides:
+        try:
+            keys, value = parse_override(override)
+            _set(tree, keys, value)
+        except ValueError as error:
+            problems.append(Problem(override, str(error)))
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(e) for e in error.errors()]
+        raise ConfigError(source, _without_echoes(problems)) from error
+    problems += cross_section_problems(config)
+    if problems:
+        raise ConfigError(source, problems)
+    return config
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`learner.zero.stage=2` -> (["learner", "zero", "stage"], 2). The value is YAML."""
+    key, sign, value = text.partition("=")
+    if not sign or not all(key.split(".")):
+        raise ValueError("an override is written key.path=value, such as learner.optimizer.lr=1e-5")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:  # YAML 1.1 reads 1e-5 as text
+            parsed = float(parsed)
+        except ValueError:
+            return key.split("."), parsed
+    return key.split("."), parsed
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for depth, key in enumerate(keys[:-1]):
+        child = tree.setdefault(key, {})
+        if key == "algorithm" and isinstance(child, str):
+            child = tree[key] = {"name": child}
+        if child is None:
+            child = tree[key] = {}
+        if not isinstance(child, dict):
+            raise ValueError(f"{'.'.join(keys[: depth + 1])} is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+
+
+def _explain(error: Any) -> Problem:
+    parts = [str(p) for p in error["loc"]]
+    path = ".".join(parts)
+    value = error["input"]
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(parts[-1], _keys_at(parts[:-1]), n=1, cutoff=0.5)
+            if not near:
+                return Problem(path, f"unknown key; valid here: {', '.join(sorted(_keys_at(parts[:-1])))}")
+            return Problem(path, f"unknown key; did you mean {'.'.join([*parts[:-1], near[0]])}?")
+        case "missing":
+            return Problem(path, "is required")
+        case "literal_error":
+            rule = error["ctx"]["expected"].replace("'", "")
+            return Problem(path, f"must be {rule}, got {value!r}")
+        case _:
+            rule = error["msg"][0].lower() + error["msg"][1:]
+            return Problem(path, f"{rule.replace('input should be', 'must be')}, got {value!r}")
+
+
+def _keys_at(path: Sequence[str]) -> list[str]:
+    """Valid keys of the section at `path`."""
+    section: type[BaseModel] = Config
+    for key in path:
+        if key in section.model_fields:
+            inner = _section_of(section.model_fields[key].annotation)
+            section = inner if inner is not None else section
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, dict):
+        found = [s for s in map(_section_of, get_args(annotation)) if s is not None]
+        return found[0] if found else None
+    return None
+
+
+def _without_echoes(problems: list[Problem]) -> list[Problem]:
+    """A union that fails reports once per member; the reader needs one line per path and text."""
+    return list(dict.fromkeys(problems))

@@ -1,0 +1,325 @@
+"""The config schema: data only.
+
+In: nothing. Out: pydantic models; a section is a class of at most a dozen keys, its docstrings are the reference.
+Unknown keys are errors, nothing is coerced silently. What needs two sections at once is in `rules.py`; reading YAML,
+overrides and error text in `load.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0.0)]
+
+
+def _name_only(value: Any) -> Any:
+    """`algorithm: grpo` is short for `algorithm: {name: grpo}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+
+
+class KL(Section):
+    """The leash to the reference. place: in the reward (PPO's way) or in the loss (GRPO's). Unset: the preset's."""
+
+    place: Literal["none", "reward", "loss"] | None = None
+    kind: Literal["k1", "k2", "k3"] | None = None
+    coef: NonNegative | None = None
+    target: Positive | None = None
+    """Sequence KL that the adaptive controller (Ziegler et al. 2019) holds; None: `coef` is fixed."""
+    horizon: Count = 10_000
+    """Samples over which the adaptive controller corrects."""
+
+
+class Correction(Section):
+    """Importance correction for the difference between engine and learner log-probs."""
+
+    kind: Literal["none", "token_tis", "sequence_tis", "icepop"] = "none"
+    cap: Positive = 2.0
+    floor: NonNegative = 0.5
+    """IcePop's lower bound; `cap` is its upper."""
+
+
+class Preference(Section):
+    """DPO's choices."""
+
+    loss: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
+    beta: Positive = 0.1
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
+    epochs: Count = 1
+    pairs_per_step: Count = 8
+
+
+class Algorithm(Section):
+    """The method. A name sets its paper's choices (METHODS in the README's table); each field overrides one."""
+
+    name: Literal["ppo", "grpo", "dpo"]
+    advantage: Literal["gae", "grpo", "dr_grpo", "rloo"] | None = None
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 1.0
+    clip_low: NonNegative | None = None
+    clip_high: NonNegative | None = None
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    kl: KL = KL()
+    entropy_coef: float | None = None
+    aggregation: (
+        Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] | None
+    ) = None
+    correction: Correction = Correction()
+    preference: Preference | None = None
+    """Only for preference methods."""
+
+
+class Model(Section):
+    """The policy to tune."""
+
+    path: str
+    """A Hugging Face directory, a hub id, or `package:NAME/FILE.gguf` for a model carried by a Python package."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    max_length: Count = 1024
+    """Window: prompt and response tokens together."""
+    trust_remote_code: bool = False
+    gradient_checkpointing: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+
+class ReasoningGym(Section):
+    """A task of `reasoning_gym` by name, with its own parameters."""
+
+    task: str
+    params: dict[str, Any] = {}
+    size: Count = 10_000
+    seed: int = 0
+
+
+class Data(Section):
+    """Prompts (or preference pairs), one of `path` and `reasoning_gym`."""
+
+    path: str | None = None
+    """JSONL or Parquet file, a `datasets` directory, or a hub id."""
+    split: str = "train"
+    reasoning_gym: ReasoningGym | None = None
+    prompt_column: str = "prompt"
+    messages_column: str | None = None
+    system_prompt: str | None = None
+    suffix: str = ""
+    """Appended to each prompt's text, e.g. an answer format."""
+    shuffle: bool = True
+    heldout: int = Field(default=0, ge=0)
+    """Rows kept for evaluation, disjoint from training by prompt text."""
+    skip_invalid: int = Field(default=0, ge=0)
+    """Invalid rows tolerated (skipped and counted); 0 is strict."""
+    overlong: Literal["refuse", "truncate_left", "drop"] = "refuse"
+
+
+class RewardFunction(Section):
+    """One reward: a built-in's name, `module:function`, or `file.py:function`."""
+
+    function: str
+    weight: float = 1.0
+    args: dict[str, Any] = {}
+    batched: bool = False
+    timeout_s: Seconds = 10.0
+
+
+class RewardModel(Section):
+    """A sequence-classification reward model."""
+
+    path: str
+    weight: float = 1.0
+    batch_size: Count = 16
+    max_length: Count = 2048
+
+
+class Reward(Section):
+    """What is rewarded: a weighted sum, each part logged under `reward/<name>`."""
+
+    functions: dict[str, RewardFunction] = {}
+    models: dict[str, RewardModel] = {}
+    missing_eos_penalty: NonNegative = 0.0
+    """Subtracted from truncated samples only."""
+    max_failures: int = Field(default=100, ge=0)
+    """Samples without a score that the run tolerates in all."""
+    memory_limit_gb: Positive | None = None
+    """Address-space limit of a reward process."""
+    processes: Count = 1
+
+
+class Sampling(Section):
+    """How responses are drawn while training."""
+
+    temperature: Positive = 1.0
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    max_tokens: Count = 128
+    min_tokens: int = Field(default=0, ge=0)
+    stop: list[str] = []
+    samples_per_prompt: Count = 1
+
+
+class Rollout(Section):
+    """The rollout pool."""
+
+    workers: Count = 1
+    engine: Literal["vllm", "torch"] = "vllm"
+    tensor_parallel: Count = 1
+    prompts_per_step: Count = 8
+    sampling: Sampling = Sampling()
+    max_num_seqs: Count = 64
+    kv_cache_gb: Positive = 1.0
+    """On CPU. On a GPU the engine takes `gpu_memory_utilization` of it."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, lt=1.0)
+    enforce_eager: bool = True
+    threads: int = Field(default=0, ge=0)
+    """CPU threads a worker; 0 divides the machine among the workers that run at once."""
+    stall_timeout_s: Seconds = 120.0
+    """A worker without a new token for so long is stuck."""
+
+
+class Zero(Section):
+    """DeepSpeed ZeRO."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    nvme_path: str | None = None
+
+
+class Optimizer(Section):
+    """AdamW with warm-up and a schedule."""
+
+    lr: NonNegative = 1e-6
+    head_lr: Positive | None = None
+    """Critic only: learning rate of the value head (default: lr)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr_ratio: Fraction = 0.0
+    freeze_steps: int = Field(default=0, ge=0)
+    """Hold the parameters for the first steps (the policy's, while the critic warms up)."""
+
+
+class Learner(Section):
+    """The policy's learner group."""
+
+    backend: Literal["deepspeed", "torch"] = "deepspeed"
+    ranks: Count = 1
+    gpus_per_rank: NonNegative = 1.0
+    """Share of a GPU a rank takes where there are GPUs; below 1 it shares with a rollout worker."""
+    zero: Zero = Zero()
+    optimizer: Optimizer = Optimizer()
+    minibatches: Count = 1
+    """Optimiser steps a batch of samples is cut into."""
+    epochs: Count = 1
+    """Passes over each batch of samples."""
+    micro_batch_tokens: Count = 1024
+    """Tokens a forward takes; more memory, fewer passes. Changes no gradient."""
+    threads: int = Field(default=0, ge=0)
+    update_timeout_s: Seconds = 3600.0
+    max_nonfinite_steps: Count = 3
+
+
+class Critic(Section):
+    """PPO's value model: the policy's architecture with a scalar head that starts at zero."""
+
+    path: str | None = None
+    """Initial weights; default: the policy's."""
+    layers: Count | None = None
+    """Keep only the first layers of the trunk: a cheaper critic."""
+    zero: Zero = Zero()
+    optimizer: Optimizer = Optimizer(lr=1e-5)
+    value_clip: Positive | None = 0.2
+
+
+class Evaluation(Section):
+    """Held-out prompts, while training and at its end."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """0: only before the first and after the last step."""
+    temperature: NonNegative = 0.0
+    max_tokens: Count | None = None
+    """Default: the training limit."""
+    metric: str = "reward"
+    """What decides the best checkpoint: `reward` or a reward function's name."""
+    prompts: int | None = Field(default=None, ge=1)
+    """At most so many held-out prompts; default all."""
+    patience: Count | None = None
+    """Stop after so many evaluations without a better one."""
+    kl_bound: Positive | None = None
+    """Stop when `kl/ref` (mean over tokens) exceeds this."""
+
+
+class Checkpoint(Section):
+    """When the run commits, and what it keeps."""
+
+    every_steps: Count = 10
+    keep_last: Count = 2
+    keep_best: bool = True
+    export: bool = True
+    """Write the tuned policy as a Hugging Face directory at the end."""
+
+
+class RaySection(Section):
+    """Where the run executes."""
+
+    address: str = "local"
+    """`local` starts Ray here; `auto` or `host:port` attaches."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of a local Ray; default: enough for every role."""
+    start_timeout_s: Seconds = 600.0
+
+
+class Weights(Section):
+    """Publishing the policy to the engines."""
+
+    bucket_mb: Positive = 64.0
+    probe_samples: Count = 8
+    """Recorded responses on which engine and learner must agree."""
+    timeout_s: Seconds = 600.0
+    mismatch_factor: float = Field(default=2.0, ge=1.0)
+    """Bound of the mismatch, in multiples of a freshly loaded engine's."""
+
+
+class Tracking(Section):
+    """Where metrics go besides the run directory and TensorBoard."""
+
+    wandb: dict[str, Any] | None = None
+    """Arguments of `wandb.init`."""
+    mlflow: dict[str, Any] | None = None
+    """`tracking_uri` and `experiment`."""
+    samples_per_step: int = Field(default=16, ge=0)
+    """Samples written to Parquet each step."""
+
+
+class Config(Section):
+    """One run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = 0
+    steps: Count = 100
+    deterministic: bool = False
+    """A resumed run equals an uninterrupted one bit for bit."""
+    algorithm: Annotated[Algorithm, BeforeValidator(_name_only)]
+    model: Model
+    data: Data
+    reward: Reward = Reward()
+    rollout: Rollout = Rollout()
+    learner: Learner = Learner()
+    critic: Critic | None = None
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    weights: Weights = Weights()
+    ray: RaySection = RaySection()
+    tracking: Tracking = Tracking()
+

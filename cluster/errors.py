@@ -1,0 +1,9 @@
+"""The two ways a command ends other than well. Each carries one clear sentence with the fix."""
+
+
+class UserError(ValueError):
+    """The input is wrong: exit code 2. The text is for the person who typed it."""
+
+
+class RunFailed(RuntimeError):
+    """The run failed: exit code 1. The text names the cause and the command that resumes."""

@@ -1,0 +1,1 @@
+"""The tuned policy behind Ray Serve. Never trains."""
