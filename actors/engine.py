@@ -40,7 +40,8 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to generate. `seed` is this sample's own seed."""
+    """One sequence to generate. Token t is drawn with `sampling.uniforms(seed, t)`: it depends on nothing else in the
+    batch. temperature 0 is greedy; its log-probs are those of temperature 1, of no use for training."""
 
     id: str
     prompt_tokens: tuple[int, ...]
@@ -58,7 +59,7 @@ class Request:
 class StepOutput:
     """New tokens of one request since the last step, with their log-probs under the sampling distribution
     (temperature applied). `finish_reason` is None while the request runs. The end-of-sequence token, when sampled, is
-    among the tokens."""
+    the last of the tokens; so are the tokens that completed a stop string."""
 
     request_id: str
     token_ids: tuple[int, ...]
@@ -67,29 +68,35 @@ class StepOutput:
 
 
 class RolloutEngine(Protocol):
-    """Seven verbs. One caller, one thread."""
+    """Eight verbs. One caller, one thread."""
 
     def add_request(self, request: Request) -> None:
-        """Queue a request. ValueError if the prompt leaves no room for a token within `max_model_len`."""
+        """Queue a request. Its tokens end at `max_tokens` or at `max_model_len`, whichever comes first. ValueError if
+        the prompt leaves no room for one, or if a request of this id is queued."""
 
     def step(self) -> list[StepOutput]:
-        """Run one decode step of everything queued or running; outputs of the requests that advanced."""
+        """Run one decode step of everything queued or running; outputs of the requests that advanced, in order (a
+        request stands twice if it advanced during `logprobs` too). Empty when there is nothing to do."""
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Drop requests; unknown ids are ignored. No output of theirs appears afterwards."""
 
     def logprobs(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Log-probs (temperature 1, float32) of each response token after its prompt, computed by the engine's own
-        forward with the prefix cache out of play. Only when no request is running."""
+        forward with the prefix cache out of play. Running requests may advance meanwhile; `step` returns what they
+        made. EngineBetweenVersions as in `step`."""
 
     def start_update(self) -> None:
-        """Enter the state between versions; running requests stay queued and go on after `finish_update`."""
+        """Enter the state between versions (again, if an update was abandoned or failed). Running requests stay and go
+        on after `finish_update`, over the keys and values they have; those without a token start afresh."""
 
     def load_bucket(self, bucket: WeightBucket) -> None:
-        """Load one bucket, in any order. Buckets may be views of shared memory: copy, never keep."""
+        """Load one bucket, in any order. Buckets may be views of shared memory: copy, never keep. ValueError for a
+        name the model does not have or a shape that is not its own."""
 
     def finish_update(self) -> None:
-        """Make the loaded weights effective everywhere (packed kernels, tied heads) and forget cached prefixes."""
+        """Make the loaded weights effective everywhere (packed kernels, tied heads) and forget cached prefixes.
+        ValueError, and still between versions, if a parameter was not loaded."""
 
     def close(self) -> None:
         """Free the engine and whatever processes it has."""

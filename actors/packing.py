@@ -147,7 +147,13 @@ def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
 
 
 def micro_batches(
-    batch: SampleBatch, rows: Sequence[int], max_tokens: int, *, rank: int = 0, ranks: int = 1, share_prompts: bool = True
+    batch: SampleBatch,
+    rows: Sequence[int],
+    max_tokens: int,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    share_prompts: bool = True,
 ) -> list[MicroBatch | None]:
     """This rank's forwards for the given rows. Every rank gets equally many (None pads: forward something, weigh it
     zero), or ZeRO-3's gathers would wait for each other forever."""

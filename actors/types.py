@@ -178,7 +178,32 @@ class SampleBatch:
     @staticmethod
     def concat(batches: Sequence[SampleBatch]) -> SampleBatch:
         """One batch with the rows of all, in order. A group split over batches becomes one group again."""
-        return SampleBatch.from_samples([s for b in batches for s in b])
+        if len(batches) == 1:
+            return batches[0]
+        groups = np.concatenate([b.groups for b in batches])
+        if len(np.unique(groups)) < len(groups):
+            return SampleBatch.from_samples([s for b in batches for s in b])
+        rows = np.cumsum([0, *(len(b) for b in batches)])
+        firsts = np.cumsum([0, *(len(b.groups) for b in batches)])
+        spans = [b.spans + np.array([rows[i], 0, 0]) for i, b in enumerate(batches)]
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(b, name) for b in batches])
+
+        return SampleBatch(
+            groups=groups,
+            prompt_ids=joined("prompt_ids"),
+            prompt_tokens=joined("prompt_tokens"),
+            prompt_offsets=_offsets(np.concatenate([np.diff(b.prompt_offsets) for b in batches])),
+            group_rows=np.concatenate([b.group_rows + firsts[i] for i, b in enumerate(batches)]).astype(np.int32),
+            sample_indices=joined("sample_indices"),
+            token_ids=joined("token_ids"),
+            offsets=_offsets(np.concatenate([b.lengths for b in batches])),
+            logprobs=joined("logprobs"),
+            turns=joined("turns"),
+            spans=np.concatenate(spans),
+            finish_reasons=joined("finish_reasons"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +228,23 @@ class ScoreBatch:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @staticmethod
+    def concat(batches: Sequence[ScoreBatch]) -> ScoreBatch:
+        """The scores of all rows, in order. ValueError if the batches have other parts."""
+        names = list(batches[0].parts)
+        if any(list(b.parts) != names for b in batches):
+            raise ValueError(f"score batches with different parts: {[list(b.parts) for b in batches]}")
+        errors: dict[int, str] = {}
+        begin = 0
+        for b in batches:
+            errors.update({begin + row: why for row, why in b.errors.items()})
+            begin += len(b)
+        return ScoreBatch(
+            values=np.concatenate([b.values for b in batches]),
+            parts={name: np.concatenate([b.parts[name] for b in batches]) for name in names},
+            errors=errors,
+        )
 
     def score(self, row: int) -> Score:
         value = float(self.values[row])

@@ -11,37 +11,39 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 # Read by vLLM when it is imported or when an engine starts. In process, quiet, nothing sent home; our threads, not
 # vLLM's binding of them to cores. A sequence of exactly max_model_len tokens must be scorable, which takes vLLM one
 # position more than the model may have (it is never fed).
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the other runner samples on the device by other rules
 os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from vllm import SamplingParams, TokensPrompt  # noqa: E402
-from vllm.config import set_current_vllm_config  # noqa: E402
-from vllm.engine.arg_utils import EngineArgs  # noqa: E402
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # noqa: E402
-from vllm.model_executor.model_loader.reload import (  # noqa: E402
+import numpy as np
+import torch
+from vllm import SamplingParams, TokensPrompt
+from vllm.config import set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
-from vllm.platforms import current_platform  # noqa: E402
-from vllm.sampling_params import RequestOutputKind  # noqa: E402
-from vllm.v1.engine.llm_engine import LLMEngine  # noqa: E402
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput  # noqa: E402
-from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason  # noqa: E402
-from actors.types import FinishReason, WeightBucket  # noqa: E402
-from actors.buckets import tensors_of  # noqa: E402
+from actors.buckets import tensors_of
+from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
+from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason
+from actors.sampling import draw, uniforms
+from actors.types import FinishReason, WeightBucket
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""
@@ -49,6 +51,18 @@ CPU_BLOCK_TOKENS = 32
 
 class WeightPort:
     """Mixed into every vLLM worker (`worker_extension_cls`); called by name through `collective_rpc`."""
+
+    def raylign_use_seeded_draw(self) -> None:
+        """Draw tokens as actors.sampling does. vLLM's own per-request generators draw a number per vocabulary entry
+        and row, which on CPU halves the rate, and on CPU they fail when a long batch of prompts is cut into chunks."""
+        runner = self.model_runner
+
+        def forward(logits, _generators, k, p):
+            states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
+            seeds = [state.sampling_params.extra_args[_SEED] for state in states]
+            return draw(logits, uniforms(seeds, [len(state.output_token_ids) for state in states]), k, p)
+
+        runner.sampler.topk_topp_sampler.forward = forward
 
     def raylign_start_update(self) -> None:
         model = self.model_runner.get_model()
@@ -102,6 +116,7 @@ class VllmEngine:
         self._settings = settings
         self._end_tokens = list(end_tokens(settings.model_path))
         self._engine: LLMEngine | None = LLMEngine.from_engine_args(_engine_args(settings, device))
+        self._engine.collective_rpc("raylign_use_seeded_draw")
         VllmEngine._in_process += settings.tensor_parallel == 1
         self._between = False
         self._salt = 0
@@ -139,7 +154,12 @@ class VllmEngine:
             raise EngineBetweenVersions("the engine is between two versions: finish an update before scoring")
         found: dict[str, np.ndarray] = {}
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            max_tokens=1,
+            temperature=0.0,
+            extra_args={_SEED: 0},
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         ids = [f"probe/{self._probes}/{row}" for row in range(len(prompts))]
         self._probes += 1
@@ -204,7 +224,7 @@ class VllmEngine:
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
-            seed=request.seed if request.temperature > 0 else None,
+            extra_args={_SEED: request.seed},
             max_tokens=max_tokens,
             min_tokens=min(request.min_tokens, max_tokens),
             stop=list(request.stop),
@@ -230,6 +250,7 @@ class VllmEngine:
         self._started.discard(request_id)
 
 
+_SEED = "raylign_seed"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 

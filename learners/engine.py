@@ -14,34 +14,9 @@ from typing import Protocol
 
 import torch
 
+from learners.engine_settings import OptimizerSettings, ZeroSettings
 
-@dataclass(frozen=True, slots=True)
-class ZeroSettings:
-    """DeepSpeed's ZeRO: stage 0-3; where the optimiser state (and, stage 3, the parameters) live: none, cpu or nvme."""
-
-    stage: int = 0
-    offload_optimizer: str = "none"
-    offload_parameters: str = "none"
-    nvme_path: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW. lr is the peak; it warms up linearly over `warmup_steps`, then follows `schedule` ("constant", "linear"
-    or "cosine") down to lr * min_lr_ratio at `total_steps`. `head_lr` applies to parameters named `value_head.*`
-    (None: lr). Norm and bias parameters (ndim < 2) get no weight decay. `freeze_steps`: steps at the start with lr 0."""
-
-    lr: float = 1e-6
-    head_lr: float | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 0
-    schedule: str = "constant"
-    total_steps: int = 1
-    min_lr_ratio: float = 0.0
-    freeze_steps: int = 0
+__all__ = ["OptimizerSettings", "StepResult", "TrainEngine", "ZeroSettings"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -16,19 +15,10 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.config.problem import Problem
+from cluster.config.rules import cross_section_problems
 from cluster.config.schema import Config
 from cluster.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong: where, and a sentence that says the rule, the value and the fix."""
-
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
 
 
 class ConfigError(UserError):
@@ -43,8 +33,6 @@ class ConfigError(UserError):
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in `path` with overrides applied in order. Raises ConfigError with all problems."""
-    from cluster.config.rules import cross_section_problems
-
     source = str(path)
     try:
         text = Path(path).read_text()

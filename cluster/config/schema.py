@@ -182,6 +182,8 @@ class Rollout(Section):
     """CPU threads a worker; 0 divides the machine among the workers that run at once."""
     stall_timeout_s: Seconds = 120.0
     """A worker without a new token for so long is stuck."""
+    timeout_s: Seconds = 3600.0
+    """The longest a whole generation may take."""
 
 
 class Zero(Section):
@@ -322,4 +324,3 @@ class Config(Section):
     weights: Weights = Weights()
     ray: RaySection = RaySection()
     tracking: Tracking = Tracking()
-

@@ -1,0 +1,117 @@
+"""The chat template, applied once: messages to token ids.
+
+In: a tokenizer (a transformers one, loaded by the caller), a column's value. Out: ids of a prompt, or of a prompt and
+a response whose ids continue the prompt's exactly as the policy would have continued them. Nothing here is
+re-tokenised later. Left out: reading rows, and any cut to a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from jinja2.exceptions import TemplateError
+
+from actors.data.errors import RowError
+from actors.data.rows import kind_of
+
+Message = dict[str, str]
+
+
+class Tokenizer(Protocol):
+    """What is needed of transformers' PreTrainedTokenizerBase."""
+
+    chat_template: Any
+    eos_token_id: int | None
+    all_special_tokens: list[str]
+
+    def apply_chat_template(self, conversation: Sequence[Message], **options: Any) -> Any: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+def require_template(tokenizer: Tokenizer, chat_template: bool) -> None:
+    """ValueError when a chat template is asked for and the tokenizer has none."""
+    if chat_template and not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template; set chat_template: false to use prompts as plain text")
+
+
+def messages_of(column: str, value: Any, system_prompt: str | None = None) -> list[Message]:
+    """A text or a list of {role, content} as messages, the system prompt first unless the row has its own.
+
+    RowError when it is neither, or is empty.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError(f"{column} is empty")
+        messages = [{"role": "user", "content": value}]
+    elif isinstance(value, list):
+        if not value:
+            raise RowError(f"{column} is empty")
+        messages = [_message(f"{column}[{i}]", message) for i, message in enumerate(value)]
+    else:
+        raise RowError(f"{column} must be text or a list of messages, got {kind_of(value)}")
+    if system_prompt and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system_prompt})
+    return messages
+
+
+def _message(where: str, value: Any) -> Message:
+    if not isinstance(value, Mapping) or "role" not in value or "content" not in value:
+        raise RowError(f"{where} must be an object with role and content, got {kind_of(value)}")
+    role, content = value["role"], value["content"]
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise RowError(f"{where}: role and content must be text, got {kind_of(role)} and {kind_of(content)}")
+    if not content.strip():
+        raise RowError(f"{where}.content is empty")
+    return {"role": role, "content": content}
+
+
+def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], chat_template: bool) -> list[int]:
+    """The prompt as the policy sees it, ending where its response begins."""
+    if not chat_template:
+        if len(messages) != 1:
+            raise RowError("chat messages and system prompts need chat_template: true")
+        return list(tokenizer.encode(messages[0]["content"]))
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+    except TemplateError as error:
+        raise RowError(f"the chat template refuses these messages ({error})") from error
+    return list(ids)
+
+
+def response_ids(tokenizer: Tokenizer, messages: Sequence[Message], response: str, chat_template: bool) -> list[int]:
+    """The response's ids after `prompt_ids(messages)`, up to and with its end-of-turn token.
+
+    The response's text is encoded apart from the prompt's, as generation would produce it: tokens never merge across
+    the boundary. What the template writes after the end-of-turn token (often a line break) is cut off, as the engine
+    stops there; where it writes none, the tokenizer's EOS is appended.
+    """
+    text = _templated_response(tokenizer, messages, response) if chat_template else response
+    body = response.strip()
+    begin = text.rfind(body)
+    if begin < 0:
+        raise RowError("the chat template rewrites the response's text, so the pair cannot be scored")
+    # How the template ends a turn stands after the response's own text: a special token quoted inside it cuts nothing.
+    after = text[begin + len(body) :]
+    ends = [after.index(token) + len(token) for token in tokenizer.all_special_tokens if token in after]
+    if ends:
+        return list(tokenizer.encode(text[: begin + len(body) + min(ends)], add_special_tokens=False))
+    if tokenizer.eos_token_id is None:
+        raise RowError("neither the chat template nor the tokenizer says how a response ends; set the tokenizer's EOS")
+    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def _templated_response(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> str:
+    try:
+        prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(
+            [*messages, {"role": "assistant", "content": response}], tokenize=False, add_generation_prompt=False
+        )
+    except TemplateError as error:
+        raise RowError(f"the chat template refuses these messages ({error})") from error
+    if not whole.startswith(prompt):
+        raise RowError("the chat template does not keep its prompt before a response, so the pair cannot be scored")
+    return whole[len(prompt) :]

@@ -1,0 +1,210 @@
+"""Preference pairs for DPO and reward models: one prompt, a chosen and a rejected response, all as ids.
+
+In: `PreferenceSettings` and a tokenizer; rows hold the prompt (text or messages) and both responses (text, messages,
+or whole conversations that begin with the prompt). Out: a frozen `PreferenceSource` of `PreferencePair`s; the prompt's
+ids are exactly the templated prompt, each response ends with its end-of-turn token. Left out: padding and batching.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template, response_ids
+from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
+from actors.data.prompts import OVERLONG
+from actors.data.rows import Origin, RawRow, create_task, kind_of, read_rows, read_task
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSettings:
+    """Exactly one of path, hub_id and task, as in PromptSettings. prompt_column may be missing from rows whose chosen
+    and rejected are whole conversations with the same beginning. max_tokens bounds prompt + longer response;
+    truncate_left cuts the prompt from the left. A task makes pairs: see `generate_pairs`."""
+
+    path: str | None = None
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    task: str | None = None
+    task_params: Mapping[str, Any] = field(default_factory=dict)
+    size: int = 1000
+    seed: int = 0
+    prompt_column: str = "prompt"
+    chosen_column: str = "chosen"
+    rejected_column: str = "rejected"
+    system_prompt: str | None = None
+    chat_template: bool = True
+    max_tokens: int | None = None
+    overlong: str = "refuse"
+    skip_invalid: int | float = 0
+
+    def __post_init__(self) -> None:
+        _ = self.origin
+        check_skip_invalid(self.skip_invalid)
+        if self.overlong not in OVERLONG:
+            raise ValueError(f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}")
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(
+            path=self.path,
+            hub_id=self.hub_id,
+            hub_config=self.hub_config,
+            split=self.split,
+            task=self.task,
+            task_params=self.task_params,
+            size=self.size,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """id: row in the source. Responses end with the end-of-turn token and never include the prompt."""
+
+    id: int
+    prompt_tokens: tuple[int, ...]
+    chosen_tokens: tuple[int, ...]
+    rejected_tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSource:
+    """All pairs of a source; pairs[i].id == i. read = len(pairs) + skipped + dropped."""
+
+    name: str
+    pairs: tuple[PreferencePair, ...]
+    read: int
+    skipped: int
+    truncated: int
+    dropped: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def load_preferences(settings: PreferenceSettings, tokenizer: Tokenizer) -> PreferenceSource:
+    """Read, check, template and tokenise every pair. DataError names all bad rows at once."""
+    require_template(tokenizer, settings.chat_template)
+    origin = settings.origin
+    problems = Problems(origin.name, settings.skip_invalid)
+    pairs: list[PreferencePair] = []
+    read = truncated = dropped = 0
+    for raw in generate_pairs(origin) if origin.task else read_rows(origin):
+        read += 1
+        try:
+            prompt, chosen, rejected = _tokenise(raw, settings, tokenizer)
+        except RowError as error:
+            problems.skip(raw.where, str(error))
+            continue
+        length, limit = len(prompt) + max(len(chosen), len(rejected)), settings.max_tokens
+        if limit is not None and length > limit:
+            room = limit - max(len(chosen), len(rejected))
+            if settings.overlong == "drop":
+                dropped += 1
+                continue
+            if settings.overlong == "refuse" or room < 1:
+                fix = "set overlong to drop, or enlarge max_tokens"
+                problems.refuse(raw.where, f"pair of {length} tokens, the window is {limit}; {fix}")
+                continue
+            truncated += 1
+            prompt = prompt[-room:]
+        pairs.append(PreferencePair(len(pairs), tuple(prompt), tuple(chosen), tuple(rejected)))
+    skipped = problems.settle(read)
+    if not pairs:
+        raise DataError(origin.name, [(origin.name, f"no usable pair among {read} rows")])
+    return PreferenceSource(origin.name, tuple(pairs), read, skipped, truncated, dropped)
+
+
+def _tokenise(
+    raw: RawRow, settings: PreferenceSettings, tokenizer: Tokenizer
+) -> tuple[list[int], list[int], list[int]]:
+    if raw.columns is None:
+        raise RowError(raw.problem or "unreadable")
+    messages, chosen, rejected = _split_row(raw.columns, settings)
+    if chosen.strip() == rejected.strip():
+        raise RowError("chosen and rejected are equal, so the pair says nothing")
+    templated = settings.chat_template
+    return (
+        prompt_ids(tokenizer, messages, templated),
+        response_ids(tokenizer, messages, chosen, templated),
+        response_ids(tokenizer, messages, rejected, templated),
+    )
+
+
+def _split_row(columns: Mapping[str, Any], settings: PreferenceSettings) -> tuple[list[Message], str, str]:
+    """(prompt messages, chosen text, rejected text)."""
+    names = (settings.chosen_column, settings.rejected_column)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise RowError(f"no column {' and '.join(map(repr, missing))}; the row has {', '.join(columns) or 'none'}")
+    sides = [columns[name] for name in names]
+    if columns.get(settings.prompt_column) is not None:
+        prompt = messages_of(settings.prompt_column, columns[settings.prompt_column])
+    else:
+        prompt = _shared_beginning(sides, settings)
+    texts = [_response_text(name, side, prompt) for name, side in zip(names, sides, strict=True)]
+    if settings.system_prompt and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": settings.system_prompt}, *prompt]
+    return prompt, texts[0], texts[1]
+
+
+def _shared_beginning(sides: Sequence[Any], settings: PreferenceSettings) -> list[Message]:
+    """The prompt of a row that has none of its own: what both conversations say before their last message."""
+    if not all(isinstance(side, list) and len(side) > 1 for side in sides):
+        name = settings.prompt_column
+        raise RowError(f"no column {name!r}, and chosen and rejected are not whole conversations that hold the prompt")
+    chosen, rejected = sides
+    if chosen[:-1] != rejected[:-1]:
+        raise RowError("chosen and rejected begin with different conversations, so they share no prompt")
+    return messages_of(settings.chosen_column, chosen[:-1])
+
+
+def _response_text(column: str, value: Any, prompt: list[Message]) -> str:
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError(f"{column} is empty")
+        return value
+    if not isinstance(value, list):
+        raise RowError(f"{column} must be text or a list of messages, got {kind_of(value)}")
+    messages = messages_of(column, value)
+    if messages[: len(prompt)] == prompt:
+        messages = messages[len(prompt) :]
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise RowError(f"{column} must be one assistant message after the prompt, got {len(messages)} messages")
+    return messages[0]["content"]
+
+
+def generate_pairs(origin: Origin) -> Iterator[RawRow]:
+    """Pairs from a reasoning_gym task, for demos and tests.
+
+    chosen: "The answer is X." with the right answer; rejected: the same sentence with a wrong one: for a whole number
+    one that is off by 1 to 9, else another question's answer that the task scores lower. An entry for which no wrong
+    answer is found in 20 tries is a bad row.
+    """
+    rows = list(read_task(origin))
+    task = create_task(origin.task, origin.task_params or {}, size=1, seed=origin.seed)
+    rng = random.Random(origin.seed)
+    for raw in rows:
+        entry = raw.columns
+        wrong = _wrong_answer(task, entry, [other.columns for other in rng.choices(rows, k=20)], rng)
+        if wrong is None:
+            yield RawRow(raw.where, None, "no wrong answer found for this entry; choose another task")
+            continue
+        pair = {"chosen": f"The answer is {entry['answer']}.", "rejected": f"The answer is {wrong}."}
+        yield RawRow(raw.where, {**pair, "prompt": entry["question"]})
+
+
+def _wrong_answer(task: Any, entry: Mapping[str, Any], others: Sequence[Mapping], rng: random.Random) -> str | None:
+    right = str(entry["answer"])
+    if right.lstrip("-").isdecimal():
+        return str(int(right) + rng.choice((-1, 1)) * rng.randint(1, 9))
+    best = task.score_answer(right, entry)
+    for other in others:
+        answer = str(other["answer"])
+        if answer != right and task.score_answer(answer, entry) < best:
+            return answer
+    return None

@@ -1,0 +1,169 @@
+"""Raw rows with their places, from files, `datasets` and reasoning_gym.
+
+In: a path, a hub id or a task name. Out: `RawRow`s: a mapping of columns and where it stands (file:line), or the
+reason why there is none (not JSON, not an object). Left out: what the columns mean (prompts.py, preferences.py).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.data.errors import DataError
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as read. Exactly one of `columns` and `problem` is set."""
+
+    where: str
+    columns: Mapping[str, Any] | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where rows come from: exactly one of a file or `datasets` directory, a hub id, or a reasoning_gym task."""
+
+    path: str | None = None
+    hub_id: str | None = None
+    hub_config: str | None = None
+    split: str = "train"
+    task: str | None = None
+    task_params: Mapping[str, Any] | None = None
+    size: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in (("path", self.path), ("hub_id", self.hub_id), ("task", self.task)) if value]
+        if len(given) != 1:
+            raise ValueError(f"a data source needs exactly one of path, hub_id and task, got {given or 'none'}")
+
+    @property
+    def name(self) -> str:
+        return self.path or self.hub_id or f"reasoning_gym/{self.task}"
+
+
+def read_rows(origin: Origin) -> Iterator[RawRow]:
+    """Every row of the source, bad ones included, in file order."""
+    if origin.task:
+        return read_task(origin)
+    if origin.hub_id:
+        return _read_hub(origin)
+    path = Path(origin.path).expanduser()
+    if not path.exists():
+        raise DataError(origin.name, [(str(path), "there is no such file or directory")])
+    if path.is_dir():
+        return _read_datasets_directory(path, origin.split)
+    if path.suffix in JSONL_SUFFIXES:
+        return _read_jsonl(path)
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    readable = ", ".join((*JSONL_SUFFIXES, ".parquet"))
+    raise DataError(origin.name, [(str(path), f"unknown kind of file {path.suffix!r}; use {readable} or a directory")])
+
+
+def _read_jsonl(path: Path) -> Iterator[RawRow]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                columns = json.loads(line)
+            except UnicodeDecodeError as error:
+                yield RawRow(where, None, f"not UTF-8 ({error.reason} at byte {error.start})")
+                continue
+            except json.JSONDecodeError as error:
+                yield RawRow(where, None, f"not JSON ({error.msg} at column {error.colno})")
+                continue
+            if isinstance(columns, dict):
+                yield RawRow(where, columns)
+            else:
+                yield RawRow(where, None, f"must be a JSON object, got {kind_of(columns)}")
+
+
+def _read_parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for columns in batch.to_pylist():
+                number += 1
+                yield RawRow(f"{path}:row {number}", columns)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(str(path), [(f"{path}:row {number + 1}", f"not readable as Parquet ({error})")]) from error
+
+
+def _read_datasets_directory(path: Path, split: str) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        reason = f"not a directory that `datasets` saved (Dataset.save_to_disk): {error}"
+        raise DataError(str(path), [(str(path), reason)]) from error
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            reason = f"has no split {split!r}; its splits are {', '.join(loaded)}"
+            raise DataError(str(path), [(str(path), reason)])
+        loaded = loaded[split]
+    return _enumerate(str(path), loaded)
+
+
+def _read_hub(origin: Origin) -> Iterator[RawRow]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(origin.hub_id, origin.hub_config, split=origin.split)
+    # ValueError: unknown config or split; OSError covers a missing data set and every connection error.
+    except (ValueError, OSError) as error:
+        reason = f"cannot be loaded from the Hugging Face hub; check the id and the network, or give a path ({error})"
+        raise DataError(origin.hub_id, [(f"{origin.hub_id}[{origin.split}]", reason)]) from error
+    return _enumerate(f"{origin.hub_id}[{origin.split}]", loaded)
+
+
+def _enumerate(name: str, rows: Any) -> Iterator[RawRow]:
+    for number, columns in enumerate(rows, start=1):
+        yield RawRow(f"{name}:row {number}", dict(columns))
+
+
+def read_task(origin: Origin) -> Iterator[RawRow]:
+    """Questions of a reasoning_gym task: columns question, answer, metadata, and task and task_params, from which
+    the `reasoning_gym` reward rebuilds the task that scores the answer."""
+    params = dict(origin.task_params or {})
+    dataset = create_task(origin.task, params, origin.size, origin.seed)
+    for number, entry in enumerate(dataset):
+        columns = {**entry, "task": origin.task, "task_params": params}
+        yield RawRow(f"reasoning_gym/{origin.task}[seed {origin.seed}]:{number}", columns)
+
+
+def create_task(task: str, params: Mapping[str, Any], size: int, seed: int) -> Any:
+    """A reasoning_gym data set; DataError naming the nearest task or the parameter it does not know."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    where = f"reasoning_gym/{task}"
+    if task not in DATASETS:
+        near = difflib.get_close_matches(task, DATASETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {len(DATASETS)}, from {min(DATASETS)} on"
+        raise DataError(where, [(where, f"reasoning_gym has no such task{hint}")])
+    try:
+        return reasoning_gym.create_dataset(task, size=size, seed=seed, **params)
+    # The task's own config class checks its parameters by assertion.
+    except (TypeError, ValueError, AssertionError) as error:
+        raise DataError(where, [(where, f"these parameters do not fit the task: {params} ({error})")]) from error
+
+
+def kind_of(value: Any) -> str:
+    """How a person names a JSON value's type."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true/false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

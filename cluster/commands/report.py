@@ -1,0 +1,29 @@
+"""`raylign report RUN`: write the run's report.html and say where it is.
+
+In: a run directory or its URL. Out: RUN/report.html; with --open a browser shows it. Works while the run goes on.
+"""
+
+from __future__ import annotations
+
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from cluster.run.directory import RunDirectory
+
+
+def report(
+    run_dir: Annotated[str, typer.Argument(help="The run directory (or the URL it was pushed to).", metavar="RUN")],
+    open_browser: Annotated[bool, typer.Option("--open", help="Show the page in a browser.")] = False,
+    samples: Annotated[int, typer.Option(min=0, help="Samples the page carries at most.")] = 400,
+) -> None:
+    """Write RUN/report.html: results, curves, where the time went, and a browser of samples, in one offline page."""
+    from cluster.run.report import write_report
+
+    run = RunDirectory.attach(run_dir)
+    path = write_report(run, samples)
+    run.push(only=path)
+    typer.echo(f"report: {path}")
+    if open_browser and not webbrowser.open(path.as_uri()):
+        typer.echo("no browser could be started here; open the file above", err=True)

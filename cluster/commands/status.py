@@ -1,0 +1,87 @@
+"""`raylign status JOB_OR_RUN`: how far a run is.
+
+In: a job's id, or a run directory. Out: the job's state, and for a run whose directory can be read from here its step,
+the time left, and the latest metrics. Left out: curves and samples (`raylign report`).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.run.text import duration, number
+
+if TYPE_CHECKING:
+    from cluster.jobs import JobView
+
+RECENT_STEPS = 20
+"""Steps whose median time the estimate rests on: one slow evaluation must not move it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`seconds_left` is None before two steps, or when nothing is left."""
+
+    step: int
+    steps: int
+    seconds_left: float | None
+    latest: Mapping[str, float]
+
+
+def status(
+    target: Annotated[str, typer.Argument(metavar="JOB_OR_RUN", help="A job's id, or a run directory.")],
+    address: Annotated[str | None, typer.Option(help="Job server; default RAYLIGN_ADDRESS, RAY_ADDRESS, here.")] = None,
+) -> None:
+    """Show how far a job or a run is."""
+    if "://" in target or Path(target).is_dir():
+        lines = run_lines(target)
+    else:
+        from cluster.jobs import connect
+
+        job = connect(address).status(target)
+        lines = [describe(job, time.time())]
+        if job.message:
+            lines.append(f"  {job.message}")
+        if job.run_dir and Path(job.run_dir, "config.yaml").is_file():
+            lines += run_lines(job.run_dir)
+    typer.echo("\n".join(lines))
+
+
+def run_lines(run_dir: str) -> list[str]:
+    """The run's progress and its latest metrics. UserError where no run stands."""
+    from cluster.run.directory import RunDirectory
+    from cluster.run.metrics import read_metrics
+
+    run = RunDirectory.attach(run_dir)
+    at = progress(read_metrics(run.metrics_file), int(run.read_config()["steps"]))
+    left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
+    width = max((len(name) for name in at.latest), default=0)
+    return [f"{run}: step {at.step} of {at.steps}{left}"] + [
+        f"  {name:<{width}}  {number(value)}" for name, value in at.latest.items()
+    ]
+
+
+def progress(rows: Sequence[Mapping[str, Any]], steps: int) -> Progress:
+    """Where the run stands; an evaluation's numbers stay shown until the next one."""
+    step = max((int(row["step"]) for row in rows), default=0)
+    times = [row["time/step_s"] for row in rows[-RECENT_STEPS:] if row.get("time/step_s") is not None]
+    left = (steps - step) * statistics.median(times) if times and step < steps else None
+    latest = {name: value for row in rows[-1:] for name, value in row.items() if name not in ("step", "time")}
+    for row in reversed(rows):
+        evaluated = {name: value for name, value in row.items() if name.startswith("eval/")}
+        if evaluated:
+            latest |= evaluated
+            break
+    return Progress(step, steps, left, {name: value for name, value in sorted(latest.items()) if value is not None})
+
+
+def describe(job: JobView, now_s: float) -> str:
+    """One line: id, state, how long it ran, where its run is."""
+    spent = "" if job.started_s is None else f"  {duration((job.ended_s or now_s) - job.started_s)}"
+    return f"{job.submission_id}  {job.state.lower()}{spent}  {job.run_dir or ''}".rstrip()

@@ -1,0 +1,164 @@
+"""From a checked config to the settings each role takes. Pure; imports neither torch, Ray nor vLLM.
+
+In: a Config (and, where it depends on them, the resolved model path and the machine's resources). Out: the frozen
+settings of actors and learners. Left out: checks (rules.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from actors.engine import EngineSettings
+from actors.types import SamplingSettings
+from cluster.config.schema import Config, Optimizer, Zero
+from learners.engine_settings import OptimizerSettings, ZeroSettings
+from learners.method import LearnerSettings, Method, ModelSettings, UpdateSettings
+from learners.presets import PRESETS, PreferenceSettings, Preset
+
+
+def resolve_preset(config: Config) -> Preset:
+    """The algorithm's preset with the config's overrides. ValueError as the presets' own checks say it."""
+    a = config.algorithm
+    preset = PRESETS[a.name]
+    place = preset.kl_place if a.kl.place is None else a.kl.place
+    kind = preset.kl_kind if a.kl.kind is None else a.kl.kind
+    coef = preset.kl_coef if a.kl.coef is None else a.kl.coef
+    in_loss = place == "loss"
+    loss = dataclasses.replace(
+        preset.loss,
+        kl_kind=kind if in_loss else None,
+        kl_coef=coef if in_loss else 0.0,
+        correction=a.correction.kind,
+        correction_cap=a.correction.cap,
+        correction_floor=a.correction.floor,
+        horizon=float(config.rollout.sampling.max_tokens),
+        dual_clip=a.dual_clip if a.dual_clip is not None else preset.loss.dual_clip,
+        **_given(
+            clip_low=a.clip_low, clip_high=a.clip_high, entropy_coef=a.entropy_coef, aggregation=a.aggregation
+        ),
+    )
+    return dataclasses.replace(
+        preset,
+        loss=loss,
+        kl_place=place,
+        kl_kind=kind,
+        kl_coef=coef if place != "none" else 0.0,
+        **_given(advantage=a.advantage),
+    )
+
+
+def resolve_method(config: Config) -> Method:
+    return Method(
+        preset=resolve_preset(config),
+        gamma=config.algorithm.gamma,
+        gae_lambda=config.algorithm.gae_lambda,
+        value_clip=config.critic.value_clip if config.critic else None,
+        temperature=config.rollout.sampling.temperature,
+    )
+
+
+def preference_settings(config: Config) -> PreferenceSettings:
+    p = config.algorithm.preference
+    return PreferenceSettings(loss=p.loss, beta=p.beta, label_smoothing=p.label_smoothing)
+
+
+def sampling_settings(config: Config) -> SamplingSettings:
+    """Sampling while training."""
+    s = config.rollout.sampling
+    return SamplingSettings(
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        max_tokens=s.max_tokens,
+        min_tokens=s.min_tokens,
+        stop=tuple(s.stop),
+        samples_per_prompt=s.samples_per_prompt,
+        seed=config.seed,
+    )
+
+
+def evaluation_settings(config: Config) -> SamplingSettings:
+    """One response per held-out prompt; seeds apart from training's."""
+    s, e = config.rollout.sampling, config.evaluation
+    return SamplingSettings(
+        temperature=e.temperature,
+        max_tokens=e.max_tokens or s.max_tokens,
+        stop=tuple(s.stop),
+        samples_per_prompt=1,
+        seed=config.seed + 1_000_003,
+    )
+
+
+def engine_settings(config: Config, model_path: str) -> EngineSettings:
+    r = config.rollout
+    return EngineSettings(
+        model_path=model_path,
+        dtype=config.model.dtype,
+        max_model_len=config.model.max_length,
+        max_num_seqs=r.max_num_seqs,
+        kv_cache_bytes=int(r.kv_cache_gb * (1 << 30)),
+        gpu_memory_utilization=r.gpu_memory_utilization,
+        tensor_parallel=r.tensor_parallel,
+        enforce_eager=r.enforce_eager,
+        seed=config.seed,
+    )
+
+
+def policy_settings(config: Config, model_path: str, total_steps: int) -> LearnerSettings:
+    return LearnerSettings(
+        model=_model(config, model_path, layers=None),
+        optimizer=_optimizer(config.learner.optimizer, total_steps),
+        zero=_zero(config.learner.zero),
+        update=_update(config),
+        backend=config.learner.backend,
+    )
+
+
+def critic_settings(config: Config, critic_path: str, total_steps: int) -> LearnerSettings:
+    return LearnerSettings(
+        model=_model(config, critic_path, layers=config.critic.layers),
+        optimizer=_optimizer(config.critic.optimizer, total_steps),
+        zero=_zero(config.critic.zero),
+        update=_update(config),
+        backend=config.learner.backend,
+    )
+
+
+def optimizer_steps(config: Config, steps: int) -> int:
+    """Optimiser steps of `steps` training steps: what the learning-rate schedule counts."""
+    return steps * config.learner.epochs * config.learner.minibatches
+
+
+def _update(config: Config) -> UpdateSettings:
+    learner = config.learner
+    return UpdateSettings(
+        epochs=learner.epochs,
+        minibatches=learner.minibatches,
+        micro_batch_tokens=learner.micro_batch_tokens,
+        seed=config.seed,
+    )
+
+
+def _model(config: Config, path: str, layers: int | None) -> ModelSettings:
+    m = config.model
+    return ModelSettings(
+        path=path,
+        dtype=m.dtype,
+        attention=m.attention,
+        trust_remote_code=m.trust_remote_code,
+        gradient_checkpointing=m.gradient_checkpointing,
+        layers=layers,
+    )
+
+
+def _zero(zero: Zero) -> ZeroSettings:
+    return ZeroSettings(**zero.model_dump())
+
+
+def _optimizer(optimizer: Optimizer, total_steps: int) -> OptimizerSettings:
+    return OptimizerSettings(**optimizer.model_dump(), total_steps=total_steps)
+
+
+def _given(**fields: object) -> dict[str, object]:
+    """Only the fields that were set."""
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,174 @@
+"""A run in progress, as every training loop needs it: clocks, records, commits, evaluations' bookkeeping.
+
+In: a config, an open run directory. Out: metrics rows, events, samples, checkpoints. Left out: the loops (ppo.py,
+dpo.py), building the workers (online.py, dpo.py), the process around it (driver.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.config.schema import Config
+from cluster.errors import RunFailed
+from cluster.run import checkpoint
+from cluster.run.console import Console
+from cluster.run.directory import RunDirectory
+from cluster.run.evaluation import mean_interval
+from cluster.run.ledger import Ledger
+from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
+from cluster.run.state import DriverState
+from cluster.workers import LearnerGroup, StepColumns
+from learners.method import UpdateResult
+
+
+class Job:
+    """State and records of one run."""
+
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        metrics: MetricsWriter,
+        events: EventsWriter,
+        console: Console,
+        model_path: Path,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.metrics = metrics
+        self.events = events
+        self.console = console
+        self.model_path = model_path
+        self.ledger = Ledger(directory.ledger_file)
+        self.state = DriverState()
+        self.learner: LearnerGroup | None = None
+        self.stop_reason: str | None = None
+        self._phases: dict[str, float] = {}
+        self._row: dict[str, float] = {}
+        self._step_began = 0.0
+
+    # --- a step's clock ---
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do, until one asks to stop. Each is timed; what it recorded is written at its end."""
+        while self.state.step < self.config.steps and self.stop_reason is None:
+            self._phases, self._row, self._step_began = {}, {}, time.monotonic()
+            yield self.state.step + 1
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the seconds of the block under `time/<name>_s`."""
+        self.console.phase(name)
+        began = time.monotonic()
+        yield
+        self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
+
+    def role(self, role: str, phase: str, seconds: float) -> None:
+        """Seconds a role was busy: the report's `role/<role>/<phase>_s`."""
+        self._row[f"role/{role}/{phase}_s"] = self._row.get(f"role/{role}/{phase}_s", 0.0) + seconds
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the running step."""
+        self._row.update(metrics)
+
+    def finish_step(self, step: int) -> None:
+        """Close the step's row. Evaluation and checkpoints come after: their seconds are not the step's."""
+        step_s = time.monotonic() - self._step_began
+        for name, seconds in self._phases.items():
+            self._row["sync/seconds" if name == "publish" else f"time/{name}_s"] = seconds
+        self._row["time/step_s"] = step_s
+        self._row["time/other_fraction"] = max(0.0, 1.0 - sum(self._phases.values()) / step_s)
+        busy: dict[str, float] = {}
+        for name, seconds in self._row.items():
+            if name.startswith("role/"):
+                busy[name.split("/")[1]] = busy.get(name.split("/")[1], 0.0) + seconds
+        main = [busy[role] for role in ("rollout", "learner") if role in busy]
+        if main:
+            self._row["time/idle_fraction"] = max(0.0, 1.0 - sum(main) / (len(main) * step_s))
+        self.state.step = step
+
+    def write_row(self, step: int) -> None:
+        self.console.step(self.metrics.write(step, self._row))
+
+    # --- updates ---
+
+    def check_update(self, step: int, result: UpdateResult, columns: StepColumns) -> None:
+        """Count steps that were skipped as not finite; stop after too many in a row, the batch saved."""
+        if result.skipped:
+            self.events.write("nonfinite", f"{result.skipped} optimiser steps skipped: loss or gradient not finite", step)
+        self.state.nonfinite_in_a_row = 0 if result.applied else self.state.nonfinite_in_a_row + 1
+        limit = self.config.learner.max_nonfinite_steps
+        if self.state.nonfinite_in_a_row >= limit:
+            path = self.directory.logs / f"nonfinite-step-{step}.npz"
+            self.learner.dump(columns, str(path))
+            raise RunFailed(
+                f"loss or gradient was not finite in {limit} steps in a row; the last batch is saved as {path}; lower "
+                "learner.optimizer.lr and resume"
+            )
+
+    # --- evaluations ---
+
+    def note_evaluation(self, step: int, scores: Mapping[str, Sequence[float]]) -> bool:
+        """Record an evaluation's scores; True when it is the best so far."""
+        for name, values in scores.items():
+            self.note(eval_metrics(name, mean_interval(values)))
+        self.state.scores = {name: [float(v) for v in values] for name, values in scores.items()}
+        if step == 0:
+            self.state.baseline = dict(self.state.scores)
+        value = mean_interval(scores[self.evaluation_metric]).mean
+        if self.state.best_value is not None and value <= self.state.best_value:
+            self.state.evaluations_since_best += 1
+            patience = self.config.evaluation.patience
+            if patience is not None and self.state.evaluations_since_best >= patience:
+                self.stop_reason = f"no better evaluation in {patience}"
+            return False
+        self.state.best_value, self.state.best_step, self.state.evaluations_since_best = value, step, 0
+        return True
+
+    @property
+    def evaluation_metric(self) -> str:
+        return self.config.evaluation.metric
+
+    # --- commits ---
+
+    def commit(self) -> None:
+        """The checkpoint of the step just done."""
+        step, folder = self.state.step, self.directory.checkpoints
+        self.console.phase("checkpoint")
+        began = time.monotonic()
+        with checkpoint.staging(folder, step) as stage:
+            self.learner.save(str(stage))
+            self.ledger.backup(stage / "ledger.sqlite")
+            self.state.save(stage)
+            self.save_extra(stage)
+            checkpoint.commit(folder, step, stage)
+        keep = {self.state.best_step} if self.config.checkpoint.keep_best and self.state.best_step else set()
+        checkpoint.prune(folder, self.config.checkpoint.keep_last, keep)
+        self.events.write("checkpoint", f"committed step {step}", step, seconds=round(time.monotonic() - began, 2))
+
+    def restore(self) -> Path | None:
+        """Go back to the newest commit that verifies (to the start if there is none), and cut the records to it."""
+        found, damaged = checkpoint.latest_whole(self.directory.checkpoints)
+        for problem in damaged:
+            self.events.write("damaged", problem)
+            self.console.event(f"skipping a damaged checkpoint: {problem}")
+        if found is None:
+            self.ledger.clear()
+            return None
+        self.state = DriverState.load(found)
+        self.ledger.restore(found / "ledger.sqlite")
+        self.load_extra(found)
+        self.learner.load(str(found))
+        return found
+
+    def save_extra(self, stage: Path) -> None:
+        """What a kind of job adds to its checkpoint."""
+
+    def load_extra(self, checkpoint: Path) -> None:
+        """The counterpart of `save_extra`."""
+
+    def close(self) -> None:
+        self.ledger.close()

@@ -1,0 +1,77 @@
+"""Who gets which processors: a pure plan from a config and what the machine or cluster has.
+
+In: a Config, counts of CPUs and GPUs. Out: `Placement`: one line per role, and whether it fits. Left out: Ray (workers
+apply the plan), memory (commands/check.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan:
+    """count processes, each with `cpus` logical CPUs, `gpus` and `threads` compute threads."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    roles: tuple[RolePlan, ...]
+    device: str
+    """cpu or cuda."""
+
+    @property
+    def gpus(self) -> float:
+        return sum(r.count * r.gpus for r in self.roles)
+
+    @property
+    def cpus(self) -> float:
+        return sum(r.count * r.cpus for r in self.roles)
+
+    def role(self, name: str) -> RolePlan:
+        return next(r for r in self.roles if r.role == name)
+
+
+def plan(config: Config, cpus: int, gpus: float) -> Placement:
+    """The placement on so many CPUs and GPUs. Rollout workers and learners take turns in a synchronous step, so on CPU
+    each role's processes divide all cores among themselves."""
+    on_gpu = gpus > 0
+    online = config.algorithm.name != "dpo"
+    share = config.learner.gpus_per_rank
+    roles = [
+        RolePlan(
+            "learner",
+            config.learner.ranks,
+            cpus=1,
+            gpus=share if on_gpu else 0,
+            threads=config.learner.threads or max(1, cpus // config.learner.ranks),
+        )
+    ]
+    if online:
+        tensor_parallel = config.rollout.tensor_parallel
+        # A learner that takes part of a GPU leaves the rest of it to a rollout worker.
+        per_worker = 1.0 - share if 0 < share < 1 and tensor_parallel == 1 else float(tensor_parallel)
+        workers = config.rollout.workers
+        threads = config.rollout.threads or max(1, cpus // workers)
+        roles.append(RolePlan("rollout", workers, 1, per_worker if on_gpu else 0, threads))
+        roles.append(RolePlan("scorer", config.reward.processes, 1, 0, 1))
+    return Placement(tuple(roles), "cuda" if on_gpu else "cpu")
+
+
+def shortage(placement: Placement, gpus: float) -> str | None:
+    """Why the plan does not fit, in a sentence with the fix; None if it does."""
+    if placement.device == "cuda" and placement.gpus > gpus:
+        parts = ", ".join(f"{r.count} x {r.role} at {r.gpus:g}" for r in placement.roles if r.gpus)
+        return (
+            f"the plan needs {placement.gpus:g} GPUs ({parts}) and there are {gpus:g}; lower learner.ranks or "
+            "rollout.workers, or set learner.gpus_per_rank below 1 to share"
+        )
+    return None

@@ -1,0 +1,259 @@
+"""What runs inside a worker process, role by role. Knows nothing of Ray: `workers.py` wraps these in actors.
+
+In: settings, then columns of a step. Out: columns, metrics, weight buckets, files. Left out: who calls whom and when.
+Heavy imports stand inside the methods, so that importing this file (the driver does) costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from actors.engine import EngineSettings
+from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings, ScoreBatch, WeightBucket
+from learners.method import (
+    LearnerSettings,
+    Method,
+    PreferenceSettings,
+    StepInputs,
+    TokenColumn,
+    UpdateResult,
+    assemble,
+)
+
+if TYPE_CHECKING:
+    from learners.engine import TrainEngine
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSpec:
+    """What one learner group trains. Any of policy and critic may be absent (the other group has it); the reference
+    lives with the policy. device: "cpu" or "cuda"."""
+
+    method: Method | None
+    preference: PreferenceSettings | None
+    policy: LearnerSettings | None
+    critic: LearnerSettings | None
+    reference_path: str | None
+    device: str
+    timeout_s: float
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return int(s.getsockname()[1])
+
+
+class LearnerRole:
+    """One rank: the policy, the critic, or both, and the frozen reference."""
+
+    def __init__(self, spec: LearnerSpec, rank: int, ranks: int) -> None:
+        self._spec, self._rank, self._ranks = spec, rank, ranks
+        self.policy = self.critic = self.reference = None
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Where rank 0 can be met."""
+        return socket.gethostbyname(socket.gethostname()), free_port()
+
+    def build(self, address: str, port: int) -> dict[str, float]:
+        """Join the group and load the models; seconds spent, by phase."""
+        start = time.monotonic()
+        import torch
+
+        from learners.process_group import backend_for, init_process_group
+
+        spec = self._spec
+        torch.manual_seed(0)
+        if spec.device == "cpu":
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        device = torch.device(spec.device)
+        init_process_group(self._rank, self._ranks, address, port, backend_for(device), spec.timeout_s)
+        imported = time.monotonic()
+        if spec.policy is not None:
+            self.policy = self._build_policy(device)
+        if spec.critic is not None:
+            self.critic = self._build_critic(device)
+        if spec.reference_path is not None:
+            self.reference = self._build_reference()
+        return {"import_s": imported - start, "build_s": time.monotonic() - imported}
+
+    def _build_policy(self, device: Any) -> Any:
+        from learners.models import load_policy
+        from learners.policy import PolicyLearner
+        from learners.preference import PreferenceLearner
+
+        settings = self._spec.policy
+        engine = _engine(settings, load_policy, device)
+        if self._spec.method is not None:
+            return PolicyLearner(engine, self._spec.method, settings.update)
+        return PreferenceLearner(engine, self._spec.preference, settings.update)
+
+    def _build_critic(self, device: Any) -> Any:
+        from learners.critic import CriticLearner
+        from learners.models import load_critic
+
+        engine = _engine(self._spec.critic, load_critic, device)
+        return CriticLearner(engine, self._spec.method, self._spec.critic.update)
+
+    def _build_reference(self) -> Any:
+        from actors.reference import ReferenceScorer
+
+        settings = self._spec.policy
+        return ReferenceScorer(
+            self._spec.reference_path,
+            dtype=settings.model.dtype,
+            attention=settings.model.attention,
+            temperature=self._spec.method.temperature if self._spec.method else 1.0,
+            max_tokens=settings.update.micro_batch_tokens,
+            device=self._spec.device,
+            trust_remote_code=settings.model.trust_remote_code,
+        )
+
+    # --- one step ---
+
+    def reference_logprobs(self, *chunks: SampleBatch) -> TokenColumn:
+        slots, values = self.reference.logprobs(SampleBatch.concat(chunks), rank=self._rank, ranks=self._ranks)
+        return TokenColumn(slots, values)
+
+    def policy_logprobs(self, temperature: float | None, *chunks: SampleBatch) -> TokenColumn:
+        return self.policy.logprobs(SampleBatch.concat(chunks), temperature)
+
+    def values(self, *chunks: SampleBatch) -> TokenColumn:
+        return self.critic.values(SampleBatch.concat(chunks))
+
+    def update_policy(self, show_rows: tuple[int, ...], layout: Mapping[str, int], *columns: Any) -> UpdateResult:
+        return self.policy.update(step_inputs(layout, columns), show_rows)
+
+    def update_critic(self, layout: Mapping[str, int], *columns: Any) -> UpdateResult:
+        return self.critic.update(step_inputs(layout, columns))
+
+    # --- weights, state, files ---
+
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | str]:
+        yield from self.policy.weights(max_bytes)
+
+    def reference_digest(self) -> str:
+        return self.reference.digest()
+
+    def save(self, directory: str) -> None:
+        for name, learner in self._learners():
+            learner.save(Path(directory) / name)
+
+    def load(self, directory: str) -> None:
+        for name, learner in self._learners():
+            learner.load(Path(directory) / name)
+
+    def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
+        from learners.export import export_policy
+
+        export_policy(self.policy, Path(directory), Path(source), facts)
+
+    def dump(self, path: str, layout: Mapping[str, int], *columns: Any) -> None:
+        """Save a step's inputs for a look at what was not finite."""
+        from learners.export import dump_inputs
+
+        dump_inputs(Path(path), step_inputs(layout, columns))
+
+    def _learners(self) -> list[tuple[str, Any]]:
+        pairs = [("policy", self.policy), ("critic", self.critic)]
+        return [(name, learner) for name, learner in pairs if learner is not None]
+
+
+def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEngine:
+    if settings.backend == "torch":
+        from learners.torch_engine import TorchEngine
+
+        return TorchEngine(
+            load_model(settings.model), optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
+        )
+    from learners.deepspeed_engine import DeepSpeedEngine, construction_context
+
+    with construction_context(settings.zero, settings.model.dtype):
+        model = load_model(settings.model)
+    return DeepSpeedEngine(
+        model, zero=settings.zero, optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
+    )
+
+
+def step_inputs(layout: Mapping[str, int], columns: Sequence[Any]) -> StepInputs:
+    """StepInputs from flat arguments: Ray resolves references only at the top level of a call. `layout` holds step,
+    kl_coef, and how many of `columns` each of batch, scores, reference, old and values takes, in that order."""
+    rest = list(columns)
+
+    def take(name: str) -> list[Any]:
+        taken = rest[: layout[name]]
+        del rest[: layout[name]]
+        return taken
+
+    batch = SampleBatch.concat(take("batch"))
+    scores = ScoreBatch.concat(take("scores"))
+    length = len(batch.token_ids)
+
+    def column(name: str) -> np.ndarray | None:
+        shares = take(name)
+        return assemble(shares, length) if shares else None
+
+    return StepInputs(
+        step=int(layout["step"]),
+        batch=batch,
+        scores=scores,
+        kl_coef=float(layout["kl_coef"]),
+        reference=column("reference"),
+        old=column("old"),
+        values=column("values"),
+    )
+
+
+class RolloutRole:
+    """A rollout worker: an engine and the policy version it holds."""
+
+    def __init__(self, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
+        from actors.rollout import RolloutWorker
+
+        self._settings = settings
+        self.worker = RolloutWorker(_rollout_engine(settings, kind), stall_timeout_s=stall_timeout_s)
+
+    def adopt(self, version: PolicyVersion) -> None:
+        self.worker.adopt(version)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int) -> Any:
+        return self.worker.generate(prompts, sampling, version)
+
+    def begin_publish(self, number: int) -> None:
+        self.worker.begin_publish(number)
+
+    def receive(self, bucket: WeightBucket) -> None:
+        self.worker.receive(bucket)
+
+    def finish_publish(self, version: PolicyVersion) -> None:
+        self.worker.finish_publish(version)
+
+    def probe(self, batch: SampleBatch) -> np.ndarray:
+        """The engine's log-probs of recorded samples, float32 on the batch's T axis."""
+        prompts = [batch.prompt_of(row).tolist() for row in range(len(batch))]
+        responses = [batch.response_of(row).tolist() for row in range(len(batch))]
+        return np.concatenate(self.worker.probe(prompts, responses)).astype(np.float32)
+
+    def admit(self, number: int) -> None:
+        self.worker.admit(number)
+
+    def close(self) -> None:
+        self.worker.close()
+
+
+def _rollout_engine(settings: EngineSettings, kind: str) -> Any:
+    if kind == "torch":
+        from actors.torch_engine import TorchEngine
+
+        return TorchEngine(settings)
+    from actors.vllm_engine import VllmEngine
+
+    return VllmEngine(settings)

@@ -1,0 +1,1 @@
+"""What a run leaves behind: its directory, ledger, metrics, samples, checkpoints and report."""

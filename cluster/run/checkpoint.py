@@ -1,0 +1,106 @@
+"""The commit: a directory whose manifest, written last, gives size and hash of every file in it.
+
+In: what the roles write into a staging directory. Out: `checkpoints/step-N/`, renamed into place whole; verified
+before anything is loaded from it. A directory without a manifest, or with a file that differs, never counts.
+Left out: what the files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.run.directory import fsync_directory, write_atomic
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step-(\d+)")
+
+
+def commit(directory: Path, step: int, stage: Path) -> None:
+    """Turn a staged directory into the commit of `step`: sync every file, write the manifest, rename."""
+    files = {}
+    for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+        _fsync(path)
+        files[path.relative_to(stage).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_atomic(stage / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    for folder in [stage, *(p for p in stage.rglob("*") if p.is_dir())]:
+        fsync_directory(folder)
+    target = directory / f"step-{step}"
+    if target.exists():  # an earlier attempt at the same step, whose history was cut back
+        shutil.rmtree(target)
+    os.replace(stage, target)
+    fsync_directory(directory)
+
+
+@contextmanager
+def staging(directory: Path, step: int) -> Iterator[Path]:
+    """A fresh directory to write a checkpoint into; removed if it was not committed."""
+    stage = directory / f".step-{step}.tmp"
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def steps(directory: Path) -> list[int]:
+    """Steps of the directories that claim to be checkpoints, in order."""
+    found = [(NAME.fullmatch(p.name), p) for p in directory.iterdir()] if directory.is_dir() else []
+    return sorted(int(m[1]) for m, p in found if m and (p / MANIFEST).is_file())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in a sentence; None if every file is as its manifest says."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{checkpoint} has no readable manifest ({error})"
+    for name, facts in files:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{path} has {path.stat().st_size} bytes, its manifest says {facts['bytes']}"
+        if _sha256(path) != facts["sha256"]:
+            return f"{path} does not have the hash in its manifest"
+    return None
+
+
+def latest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with the newer ones."""
+    damaged: list[str] = []
+    for step in reversed(steps(directory)):
+        checkpoint = directory / f"step-{step}"
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint, damaged
+        damaged.append(problem)
+    return None, damaged
+
+
+def prune(directory: Path, keep_last: int, keep: set[int]) -> None:
+    """Remove all checkpoints but the last `keep_last` and those of the steps in `keep`."""
+    have = steps(directory)
+    for step in have[: max(0, len(have) - keep_last)]:
+        if step not in keep:
+            # Without its manifest a half-removed directory no longer claims to be whole.
+            (directory / f"step-{step}" / MANIFEST).unlink()
+            shutil.rmtree(directory / f"step-{step}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

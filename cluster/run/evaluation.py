@@ -1,0 +1,47 @@
+"""What an evaluation found: means with intervals, and whether one policy beats another on the same prompts.
+
+In: scores of held-out prompts. Out: `Interval`s. Statistics are scipy's: Wilson's interval for scores that are all 0
+or 1 (Wilson 1927), the t interval otherwise, and for a difference on the same prompts the paired t interval. Left
+out: generating and scoring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from cluster.run.metrics import Interval
+
+LEVEL = 0.95
+
+
+def mean_interval(scores: Sequence[float]) -> Interval:
+    """Mean with its 95 % interval. NaN scores (no score) are left out; ValueError when none is left."""
+    from scipy import stats
+
+    known = [float(s) for s in scores if not math.isnan(s)]
+    if not known:
+        raise ValueError("no held-out prompt has a score; see the reward's errors in events.jsonl")
+    mean = math.fsum(known) / len(known)
+    if all(s in (0.0, 1.0) for s in known):
+        bounds = stats.binomtest(int(sum(known)), len(known)).proportion_ci(LEVEL, method="wilson")
+        return Interval(mean, float(bounds.low), float(bounds.high))
+    return _t_interval(known)
+
+
+def difference_interval(after: Sequence[float], before: Sequence[float]) -> Interval:
+    """Mean of after - before over the same prompts, with the paired 95 % interval; pairs lacking a score are out."""
+    pairs = [(float(a), float(b)) for a, b in zip(after, before, strict=True)]
+    return _t_interval([a - b for a, b in pairs if not (math.isnan(a) or math.isnan(b))])
+
+
+def _t_interval(values: list[float]) -> Interval:
+    from scipy import stats
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return Interval(mean, mean, mean)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * spread
+    return Interval(mean, mean - half, mean + half)

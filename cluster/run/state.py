@@ -1,0 +1,38 @@
+"""What the driver itself must remember across a crash: plain data in the checkpoint's driver.json.
+
+Left out: what workers hold (their own files in the checkpoint) and what can be read from the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+FILE = "driver.json"
+
+
+@dataclass(slots=True)
+class DriverState:
+    """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
+    on other data is refused. baseline: held-out scores before training, by metric name. scores: the last evaluation's."""
+
+    step: int = 0
+    position: int = 0
+    kl_coef: float = 0.0
+    source: str = ""
+    failures: int = 0
+    nonfinite_in_a_row: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    fresh_mismatch: float | None = None
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+
+    def save(self, directory: Path) -> None:
+        (directory / FILE).write_text(json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> DriverState:
+        return cls(**json.loads((directory / FILE).read_text()))

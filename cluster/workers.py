@@ -1,0 +1,285 @@
+"""The one file that talks to Ray about workers: actors around the roles, and typed handles for the loops.
+
+In: settings and references. Out: references and small statistics; a payload passes through the driver only as a
+reference, given as a top-level argument, which is where Ray resolves it. Every wait has a number of seconds; a worker
+that died or timed out becomes one RunFailed sentence. Left out: what the roles do (roles.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+
+from actors.engine import EngineSettings
+from actors.types import PolicyVersion, Prompt, SamplingSettings
+from cluster.errors import RunFailed
+from cluster.placement import RolePlan
+from cluster.roles import LearnerRole, LearnerSpec, RolloutRole
+from learners.method import UpdateResult
+
+Ref = Any
+"""A Ray object reference."""
+
+# Fresh pages cost more than the arithmetic on them: glibc keeps and reuses what it freed (an update of SmolLM2 on two
+# cores takes 3.9 s instead of 5.8 s).
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "1099511627776", "MALLOC_TOP_PAD_": "67108864"}
+
+
+def get(refs: Any, timeout_s: float, what: str) -> Any:
+    """Wait for results; RunFailed naming `what` when a worker died or the time is up."""
+    try:
+        return ray.get(refs, timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
+    except RayActorError as error:
+        raise RunFailed(f"{what}: the worker died ({_first_line(error)})") from error
+
+
+def put(value: Any) -> Ref:
+    return ray.put(value)
+
+
+def object_bytes(ref: Ref) -> int:
+    """The length of a weight bucket's data."""
+    return int(ray.get(ref).data.nbytes)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _options(role: RolePlan, name: str) -> dict[str, Any]:
+    threads = str(role.threads)
+    env = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
+    return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A step's samples, by reference, one chunk a worker; `prompts` are the references the chunks were made from."""
+
+    chunks: tuple[Ref, ...]
+    prompts: tuple[Ref, ...]
+    stats: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepColumns:
+    """What the learners take, by reference: see roles.step_inputs."""
+
+    step: int
+    kl_coef: float
+    batch: tuple[Ref, ...]
+    scores: tuple[Ref, ...] = ()
+    reference: tuple[Ref, ...] = ()
+    old: tuple[Ref, ...] = ()
+    values: tuple[Ref, ...] = ()
+
+    def arguments(self) -> tuple[dict[str, float], list[Ref]]:
+        """(layout, references) for a call whose columns stand at its top level."""
+        parts = {name: getattr(self, name) for name in ("batch", "scores", "reference", "old", "values")}
+        layout = {"step": self.step, "kl_coef": self.kl_coef, **{name: len(refs) for name, refs in parts.items()}}
+        return layout, [ref for refs in parts.values() for ref in refs]
+
+
+class RolloutPool:
+    """The rollout workers. Prompts go to workers by index, so a run's assignment never depends on timing."""
+
+    def __init__(
+        self, role: RolePlan, settings: EngineSettings, kind: str, stall_timeout_s: float, timeout_s: float
+    ) -> None:
+        actor = ray.remote(RolloutRole)
+        self._actors = [
+            actor.options(**_options(role, f"rollout-{i}")).remote(settings, kind, stall_timeout_s)
+            for i in range(role.count)
+        ]
+        self._timeout_s = timeout_s
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def adopt(self, version: PolicyVersion, timeout_s: float) -> None:
+        """Wait until every engine runs; their weights, fresh from disk, are `version`."""
+        get([a.adopt.remote(version) for a in self._actors], timeout_s, "starting the rollout workers")
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int) -> Samples:
+        """Samples for all prompts, stamped with `version`."""
+        n = len(self._actors)
+        parts = [list(prompts[i::n]) for i in range(n) if prompts[i::n]]
+        prompt_refs = [ray.put(part) for part in parts]
+        pairs = [
+            actor.generate.options(num_returns=2).remote(ref, sampling, version)
+            for actor, ref in zip(self._actors, prompt_refs, strict=False)
+        ]
+        stats = get([pair[1] for pair in pairs], self._timeout_s, "generating")
+        return Samples(tuple(pair[0] for pair in pairs), tuple(prompt_refs), tuple(stats))
+
+    def receive(self, version: PolicyVersion, buckets: Sequence[Ref], timeout_s: float) -> None:
+        """Hand every engine the buckets; returns when each has proved that it holds `version.digest`."""
+        done = []
+        for actor in self._actors:
+            done.append(actor.begin_publish.remote(version.number))
+            done += [actor.receive.remote(bucket) for bucket in buckets]
+            done.append(actor.finish_publish.remote(version))
+        get(done, timeout_s, f"publishing version {version.number}")
+
+    def probe(self, batch: Ref, timeout_s: float) -> list[Any]:
+        """Each engine's log-probs of recorded samples."""
+        return get([a.probe.remote(batch) for a in self._actors], timeout_s, "probing the engines")
+
+    def admit(self, number: int, timeout_s: float) -> None:
+        """Let the engines take traffic at `number`."""
+        get([a.admit.remote(number) for a in self._actors], timeout_s, f"admitting version {number}")
+
+    def close(self) -> None:
+        _stop(self._actors)
+
+
+class ScorerPool:
+    """The scorers: reward functions out of process, reward models."""
+
+    def __init__(self, role: RolePlan, factory: Any, arguments: Mapping[str, Any], timeout_s: float) -> None:
+        actor = ray.remote(factory)
+        self._actors = [actor.options(**_options(role, f"scorer-{i}")).remote(**arguments) for i in range(role.count)]
+        self._timeout_s = timeout_s
+
+    def score(self, samples: Samples) -> list[tuple[Ref, Ref]]:
+        """(scores, stats) references, one pair a chunk."""
+        return [
+            self._actors[i % len(self._actors)].score.options(num_returns=2).remote(chunk, prompts)
+            for i, (chunk, prompts) in enumerate(zip(samples.chunks, samples.prompts, strict=True))
+        ]
+
+    def wait(self, refs: Sequence[Ref]) -> list[Any]:
+        return get(list(refs), self._timeout_s, "scoring")
+
+    def close(self) -> None:
+        _stop(self._actors)
+
+
+class LearnerGroup:
+    """The ranks of one learner group; every call goes to all of them, in the same order."""
+
+    def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
+        actor = ray.remote(LearnerRole)
+        self._ranks = [
+            actor.options(**_options(role, f"learner-{rank}")).remote(spec, rank, role.count)
+            for rank in range(role.count)
+        ]
+        self._timeout_s = timeout_s
+
+    def build(self, timeout_s: float) -> Ref:
+        """Start loading on all ranks; give the result to `wait_built`."""
+        address, port = get(self._ranks[0].rendezvous.remote(), timeout_s, "starting the learner")
+        return [rank.build.remote(address, port) for rank in self._ranks]
+
+    def wait_built(self, refs: Ref, timeout_s: float) -> list[dict[str, float]]:
+        return get(refs, timeout_s, "loading the learner's models")
+
+    def policy_logprobs(self, chunks: Sequence[Ref], temperature: float | None = None) -> tuple[Ref, ...]:
+        return tuple(r.policy_logprobs.remote(temperature, *chunks) for r in self._ranks)
+
+    def reference_logprobs(self, chunks: Sequence[Ref]) -> tuple[Ref, ...]:
+        return tuple(r.reference_logprobs.remote(*chunks) for r in self._ranks)
+
+    def values(self, chunks: Sequence[Ref]) -> tuple[Ref, ...]:
+        return tuple(r.values.remote(*chunks) for r in self._ranks)
+
+    def wait(self, refs: Sequence[Ref], what: str) -> list[Any]:
+        return get(list(refs), self._timeout_s, what)
+
+    def update_policy(self, columns: StepColumns, show_rows: tuple[int, ...] = ()) -> UpdateResult:
+        layout, refs = columns.arguments()
+        done = [r.update_policy.remote(show_rows, layout, *refs) for r in self._ranks]
+        return get(done, self._timeout_s, "updating the policy")[0]
+
+    def update_critic(self, columns: StepColumns) -> UpdateResult:
+        layout, refs = columns.arguments()
+        return get(
+            [r.update_critic.remote(layout, *refs) for r in self._ranks], self._timeout_s, "updating the critic"
+        )[0]
+
+    def dump(self, columns: StepColumns, path: str) -> None:
+        layout, refs = columns.arguments()
+        get(self._ranks[0].dump.remote(path, layout, *refs), self._timeout_s, "saving the batch")
+
+    def weights(self, max_bytes: int, timeout_s: float) -> tuple[list[Ref], str]:
+        """(bucket references, digest) of the current policy. The driver owns the buckets, so they outlive a rank."""
+        streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
+        refs = list(_drain(streams[0], timeout_s))
+        for stream in streams[1:]:
+            for _ in _drain(stream, timeout_s):
+                pass
+        return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
+
+    def reference_digest(self) -> str:
+        return get(self._ranks[0].reference_digest.remote(), self._timeout_s, "hashing the reference")
+
+    def save(self, directory: str) -> None:
+        get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
+
+    def load(self, directory: str) -> None:
+        get([r.load.remote(directory) for r in self._ranks], self._timeout_s, "restoring the learner's state")
+
+    def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
+        done = [r.export.remote(directory, source, facts) for r in self._ranks]
+        get(done, self._timeout_s, "exporting the policy")
+
+    def close(self) -> None:
+        _stop(self._ranks)
+
+
+def _drain(stream: Any, timeout_s: float) -> Iterator[Ref]:
+    """The references of a streaming call; RunFailed when the next does not come in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ready, _ = ray.wait([stream], timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+        if not ready:
+            raise RunFailed(f"gathering the weights: no answer within {timeout_s:g} s")
+        try:
+            yield next(stream)
+        except StopIteration:
+            return
+
+
+def _stop(actors: Sequence[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A connection to Ray, local or attached."""
+
+    address: str
+    num_cpus: int
+    started_here: bool = field(init=False, default=False)
+
+    def __enter__(self) -> Cluster:
+        if self.address == "local":
+            ray.init(
+                address="local",
+                num_cpus=self.num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level="warning",
+            )
+            self.started_here = True
+        else:
+            ray.init(address=self.address, log_to_driver=False, logging_level="warning")
+        return self
+
+    def resources(self) -> tuple[int, float]:
+        """(CPUs, GPUs) of the whole cluster."""
+        found = ray.cluster_resources()
+        return int(found.get("CPU", 0)), float(found.get("GPU", 0))
+
+    def __exit__(self, *error: object) -> None:
+        ray.shutdown()

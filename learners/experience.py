@@ -1,0 +1,136 @@
+"""From one step's columns to what the losses take: padded tensors, rewards, advantages, returns.
+
+In: StepInputs (flat columns) and a Method. Out: `Experience`, CPU tensors [B, T]. Every rank computes all of it from the
+whole batch: the columns are a few megabytes, and group statistics and whitening then need no collective and are
+the same bits whatever the number of ranks. Left out: forwards and losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from actors.packing import MicroBatch
+from actors.types import FinishReason, SampleBatch
+from learners import advantages as adv
+from learners.aggregation import masked
+from learners.method import Method, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """mask: trained tokens. advantages [B, T]; returns [B, T] (None without a critic); old, ref, roll, values as in
+    StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with a trained token."""
+
+    batch: SampleBatch
+    mask_BT: torch.Tensor
+    roll_BT: torch.Tensor
+    advantages_BT: torch.Tensor
+    returns_BT: torch.Tensor | None
+    old_BT: torch.Tensor | None
+    ref_BT: torch.Tensor | None
+    values_BT: torch.Tensor | None
+    sequence_kl_B: torch.Tensor | None
+
+    @property
+    def kept_rows(self) -> np.ndarray:
+        return self.mask_BT.any(dim=1).nonzero()[:, 0].numpy()
+
+
+def slot_index(batch: SampleBatch, rows: np.ndarray) -> torch.Tensor:
+    """[b, T] index on the batch's T axis of each row's tokens, -1 where the row is shorter."""
+    lengths = batch.lengths[rows]
+    columns = np.arange(int(lengths.max()) if len(rows) else 0)
+    index = batch.offsets[rows][:, None] + columns[None, :]
+    return torch.from_numpy(np.where(columns[None, :] < lengths[:, None], index, -1))
+
+
+def packed_index(micro: MicroBatch) -> torch.Tensor:
+    """[b, T] index into the micro-batch's own n response tokens."""
+    offsets = np.concatenate([[0], np.cumsum(micro.row_lengths)])
+    columns = np.arange(int(micro.row_lengths.max()) if len(micro.rows) else 0)
+    inside = columns[None, :] < micro.row_lengths[:, None]
+    return torch.from_numpy(np.where(inside, offsets[:-1, None] + columns[None, :], -1))
+
+
+def pad(flat: torch.Tensor, index_BT: torch.Tensor) -> torch.Tensor:
+    """A flat column [T] as [b, T]; 0 where the index is -1. Differentiable."""
+    return torch.where(index_BT >= 0, flat[index_BT.clamp(min=0)], torch.zeros((), dtype=flat.dtype))
+
+
+def build_experience(inputs: StepInputs, method: Method) -> Experience:
+    """Rewards (with the KL where the method has it there), advantages and returns of a whole batch."""
+    batch = inputs.batch
+    preset = method.preset
+    index_BT = slot_index(batch, np.arange(len(batch)))
+
+    def padded(column: np.ndarray | None) -> torch.Tensor | None:
+        return None if column is None else pad(torch.from_numpy(np.asarray(column, np.float32)), index_BT)
+
+    turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
+    scores_B = torch.from_numpy(np.asarray(inputs.scores.values, np.float64))
+    valid_B = torch.isfinite(scores_B)
+    truncated_B = torch.from_numpy(batch.finish_reasons == FinishReason.LENGTH)
+    mask_BT = (index_BT >= 0) & (turns_BT >= 0) & valid_B[:, None]
+    if preset.filter_overlong:
+        mask_BT &= ~truncated_B[:, None]
+    old_BT, ref_BT, values_BT = padded(inputs.old), padded(inputs.reference), padded(inputs.values)
+    advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, mask_BT, old_BT, ref_BT, values_BT)
+    sequence_kl_B = None
+    if old_BT is not None and ref_BT is not None:
+        sequence_kl_B = masked(old_BT - ref_BT, mask_BT).sum(dim=1)
+    return Experience(
+        batch=batch,
+        mask_BT=mask_BT,
+        roll_BT=padded(batch.logprobs),
+        advantages_BT=advantages_BT,
+        returns_BT=returns_BT,
+        old_BT=old_BT,
+        ref_BT=ref_BT,
+        values_BT=values_BT,
+        sequence_kl_B=sequence_kl_B,
+    )
+
+
+def _advantages(
+    inputs: StepInputs,
+    method: Method,
+    scores_B: torch.Tensor,
+    valid_B: torch.Tensor,
+    mask_BT: torch.Tensor,
+    old_BT: torch.Tensor | None,
+    ref_BT: torch.Tensor | None,
+    values_BT: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    preset = method.preset
+    groups_B = torch.from_numpy(inputs.batch.groups[inputs.batch.group_rows])
+    if preset.score_includes_kl and inputs.kl_coef:
+        scores_B = adv.kl_penalised_scores(scores_B, old_BT, ref_BT, mask_BT, inputs.kl_coef, preset.kl_kind)
+    if preset.advantage == "gae":
+        rewards_BT = adv.place_sequence_reward(scores_B.float(), mask_BT)
+        if preset.kl_place == "reward":
+            rewards_BT = adv.kl_penalised_rewards(rewards_BT, old_BT, ref_BT, mask_BT, inputs.kl_coef, preset.kl_kind)
+        advantages_BT, returns_BT = adv.gae(rewards_BT, values_BT, mask_BT, method.gamma, method.gae_lambda)
+        return (adv.masked_whiten(advantages_BT, mask_BT) if preset.whiten else advantages_BT), returns_BT
+    advantages_B = adv.group_advantages(scores_B, groups_B, valid_B, preset.advantage)
+    return adv.spread_over_tokens(advantages_B.float(), mask_BT), None
+
+
+def minibatch_rows(experience: Experience, epoch: int, minibatches: int, seed: int) -> list[np.ndarray]:
+    """The kept rows in `minibatches` parts of about equal tokens, groups whole (so that prompts stay shared), in an
+    order drawn from (seed, epoch). Fewer parts when there are fewer groups."""
+    rows = experience.kept_rows
+    if minibatches == 1:
+        return [rows] if len(rows) else []
+    groups = experience.batch.group_rows[rows]
+    order = np.random.default_rng([seed, epoch]).permutation(np.unique(groups))
+    parts: list[list[int]] = [[] for _ in range(min(minibatches, len(order)))]
+    loads = [0] * len(parts)
+    for group in order:
+        mine = rows[groups == group]
+        part = loads.index(min(loads))
+        parts[part].extend(int(r) for r in mine)
+        loads[part] += int(experience.batch.lengths[mine].sum())
+    return [np.array(sorted(part), np.int64) for part in parts]

@@ -1,0 +1,108 @@
+"""Write a tuned policy as a Hugging Face directory that loads without Raylign, and a step's inputs for a look.
+
+In: a policy learner, the directory it started from (config, tokenizer, chat template), facts for the card. Out: files,
+renamed into place whole. Left out: which step is worth exporting (cluster).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from learners.method import StepInputs
+from learners.policy import PolicyLearner
+
+CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+SHARD_BYTES = 4 << 30
+
+
+def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: Mapping[str, Any]) -> None:
+    """Collective: every rank gathers, rank 0 writes safetensors, tokenizer, chat template, card and raylign.json.
+
+    facts: run, model, method, step, digest, and `evaluation` (name -> text) for the card.
+    """
+    staged = directory.with_name(f".{directory.name}.tmp")
+    if policy.rank == 0:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+    index: dict[str, str] = {}
+    total = 0
+    held: dict[str, torch.Tensor] = {}
+    shards: list[str] = []
+
+    def flush() -> None:
+        if held and policy.rank == 0:
+            name = f"model-{len(shards) + 1:05d}.safetensors"
+            save_file(held, staged / name, metadata={"format": "pt"})
+            shards.append(name)
+            index.update(dict.fromkeys(held, name))
+        held.clear()
+
+    for part in policy.full_parameters(SHARD_BYTES):
+        flush()
+        for name, tensor in part:
+            if policy.rank == 0:
+                held[name] = tensor.detach().cpu().contiguous().clone()
+                total += held[name].nbytes
+    flush()
+    if policy.rank != 0:
+        return
+    if len(shards) == 1:
+        (staged / shards[0]).rename(staged / "model.safetensors")
+    else:
+        body = {"metadata": {"total_size": total}, "weight_map": index}
+        (staged / "model.safetensors.index.json").write_text(json.dumps(body, indent=2))
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copy(source / name, staged / name)
+    (staged / "raylign.json").write_text(json.dumps({k: facts[k] for k in ("run", "step", "digest")}) + "\n")
+    (staged / "README.md").write_text(model_card(facts))
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(staged, directory)
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """The card: what was tuned, how, and what it scored."""
+    rows = "\n".join(f"| {name} | {text} |" for name, text in facts["evaluation"].items())
+    table = f"\n| evaluation | result |\n| --- | --- |\n{rows}\n" if rows else ""
+    return (
+        f"---\nlibrary_name: transformers\ntags: [raylign, {facts['method']}]\n---\n\n"
+        f"# {facts['run']}, step {facts['step']}\n\n"
+        f"Tuned from `{facts['model']}` with {facts['method'].upper()} by Raylign. "
+        f"Weights digest `{facts['digest'][:12]}`.\n{table}"
+    )
+
+
+def dump_inputs(path: Path, inputs: StepInputs) -> None:
+    """A step's columns as one .npz (no pickle), for replay and inspection."""
+    batch = {name: getattr(inputs.batch, name) for name in inputs.batch.__slots__}
+    columns = {"reference": inputs.reference, "old": inputs.old, "values": inputs.values}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        step=inputs.step,
+        kl_coef=inputs.kl_coef,
+        scores=inputs.scores.values,
+        **batch,
+        **{name: column for name, column in columns.items() if column is not None},
+    )

@@ -1,0 +1,81 @@
+"""Build the networks that learn: the policy, and the critic with a scalar head that starts at zero.
+
+In: ModelSettings. Out: nn.Modules in their compute dtype, without dropout (METHODS: dropout is off in every forward
+that produces log-probs). Left out: ZeRO (the engines'), forwards over packed rows (actors.forward).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from actors.forward import PackedTensors
+from learners.method import ModelSettings
+
+HEAD = "value_head"
+
+
+def load_policy(settings: ModelSettings) -> nn.Module:
+    """A causal language model. Its `named_parameters` are the Hugging Face names that the engines load."""
+    model = AutoModelForCausalLM.from_pretrained(settings.path, **_arguments(settings))
+    return _prepared(model, settings)
+
+
+class ValueModel(nn.Module):
+    """A trunk and a linear head to one number; the value for deciding token t is read at position t-1."""
+
+    def __init__(self, trunk: nn.Module, hidden_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.value_head = nn.Linear(hidden_size, 1, dtype=trunk.dtype)
+        # Zero, so that the first advantages are the returns themselves and not a random critic's noise.
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, packed: PackedTensors) -> torch.Tensor:
+        """Values, float32 [n], one for each response token of the packed row."""
+        hidden = self.trunk(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=packed.attention_mask,
+            use_cache=False,
+        ).last_hidden_state[0]
+        return self.value_head(hidden[packed.logit_positions])[:, 0].float()
+
+
+def load_critic(settings: ModelSettings) -> ValueModel:
+    """The critic: the trunk of `settings.path`, its first `layers` if given."""
+    arguments = _arguments(settings)
+    if settings.layers is not None:
+        config = AutoConfig.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+        if not 1 <= settings.layers <= config.num_hidden_layers:
+            raise ValueError(
+                f"critic.layers is {settings.layers}; the model has {config.num_hidden_layers}, give 1 to that many"
+            )
+        config.num_hidden_layers = settings.layers
+        arguments["config"] = config
+    trunk = AutoModel.from_pretrained(settings.path, **arguments)
+    return _prepared(ValueModel(trunk, trunk.config.hidden_size), settings)
+
+
+def _arguments(settings: ModelSettings) -> dict:
+    return {
+        "dtype": getattr(torch, settings.dtype),
+        "attn_implementation": settings.attention,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    trunk = model.trunk if isinstance(model, ValueModel) else model
+    for name in ("attention_dropout", "attn_pdrop", "hidden_dropout"):
+        if hasattr(trunk.config, name):
+            setattr(trunk.config, name, 0.0)
+    if settings.gradient_checkpointing:
+        # Checkpointing is off in eval mode; with every dropout at 0, train mode computes the same.
+        trunk.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.train()

@@ -1,0 +1,156 @@
+"""The policy's learner: one rank's log-probs, policy-gradient updates, weights and state.
+
+In: columns of a step. Out: metrics, weight buckets, files. Every method is collective: all ranks of the group call it
+with the same arguments. Left out: the engine (ZeRO), the maths (losses, advantages), Ray.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.buckets import make_buckets
+from actors.forward import PackedTensors, score_tokens, token_logprobs
+from actors.packing import MicroBatch
+from actors.types import SampleBatch, WeightBucket, digest_buckets
+from learners.aggregation import BatchTotals, batch_totals
+from learners.engine import StepResult, TrainEngine
+from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
+from learners.kl import kl_tokens
+from learners.method import Method, StepInputs, TokenColumn, TokenDetails, UpdateResult, UpdateSettings
+from learners.policy_losses import policy_loss
+from learners.stepping import RunningMean, optimise
+
+
+class PolicyBase:
+    """What every learner of a policy has: log-probs, weights, state."""
+
+    def __init__(self, engine: TrainEngine, update: UpdateSettings, temperature: float) -> None:
+        self._engine = engine
+        self._update = update
+        self._temperature = temperature
+
+    def logprobs(self, batch: SampleBatch, temperature: float | None = None) -> TokenColumn:
+        """This rank's share of the current policy's log-probs; temperature None: the sampling one."""
+        slots, values = score_tokens(
+            self._engine.module,
+            batch,
+            range(len(batch)),
+            max_tokens=self._update.micro_batch_tokens,
+            temperature=self._temperature if temperature is None else temperature,
+            device=self._engine.device,
+            rank=self._engine.rank,
+            ranks=self._engine.world_size,
+        )
+        return TokenColumn(slots, values)
+
+    @property
+    def rank(self) -> int:
+        return self._engine.rank
+
+    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        return self._engine.full_parameters(max_bytes)
+
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | str]:
+        """The current weights as buckets and, last, their digest; rank 0 yields, the others take part in gathering."""
+        named = (item for part in self._engine.full_parameters(max_bytes) for item in part)
+        digests: list[str] = []
+        for bucket in make_buckets(named, max_bytes):
+            if self._engine.rank == 0:
+                digests.append(bucket.digest())
+                yield bucket
+        if self._engine.rank == 0:
+            yield digest_buckets(digests)
+
+    def save(self, directory: Path) -> None:
+        self._engine.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self._engine.load(directory)
+
+
+class PolicyLearner(PolicyBase):
+    """One rank of the policy's learner group under a policy-gradient method."""
+
+    def __init__(self, engine: TrainEngine, method: Method, update: UpdateSettings) -> None:
+        super().__init__(engine, update, method.temperature)
+        self._method = method
+
+    def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
+        """Policy-gradient steps on one batch; per-token details of `show_rows`."""
+        start = time.monotonic()
+        experience = build_experience(inputs, self._method)
+        means, skipped, steps = RunningMean(), 0, 0
+        seen = np.full(len(inputs.batch.token_ids), np.nan, np.float32)
+        for epoch in range(self._update.epochs):
+            parts = minibatch_rows(experience, epoch, self._update.minibatches, self._update.seed + inputs.step)
+            for rows in parts:
+                totals = batch_totals(experience.mask_BT[torch.from_numpy(rows)])
+                loss = self._loss(experience, totals, seen)
+                result, metrics = optimise(
+                    self._engine, inputs.batch, rows.tolist(), self._update.micro_batch_tokens, loss
+                )
+                steps += 1
+                skipped += not result.applied
+                means.add(metrics | step_metrics(result))
+        metrics = means.means() if steps else {}
+        if experience.sequence_kl_B is not None and len(experience.kept_rows):
+            metrics["kl/ref_sequence"] = float(experience.sequence_kl_B[experience.kept_rows].mean())
+        metrics["policy/rows_trained"] = float(len(experience.kept_rows))
+        return UpdateResult(
+            metrics=metrics,
+            applied=steps == 0 or skipped < steps,
+            skipped=skipped,
+            seconds=time.monotonic() - start,
+            details=tuple(_details(experience, row, seen) for row in show_rows),
+        )
+
+    def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray):  # type: ignore[no-untyped-def]
+        preset = self._method.preset
+
+        def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+            flat_lp, flat_entropy = token_logprobs(self._engine.module, packed, self._temperature)
+            flat_lp, flat_entropy = flat_lp.cpu(), flat_entropy.cpu()
+            seen[micro.slots] = flat_lp.detach().numpy()
+            rows = torch.from_numpy(micro.rows)
+            index_BT = packed_index(micro)
+            width = index_BT.shape[1]
+
+            def part(column_BT: torch.Tensor | None) -> torch.Tensor | None:
+                return None if column_BT is None else column_BT[rows, :width]
+
+            lp_BT = pad(flat_lp, index_BT)
+            old_BT = part(experience.old_BT)
+            return policy_loss(
+                lp_BT,
+                lp_BT.detach() if old_BT is None else old_BT,
+                part(experience.advantages_BT),
+                part(experience.mask_BT),
+                preset.loss,
+                roll_BT=part(experience.roll_BT),
+                ref_BT=part(experience.ref_BT),
+                entropy_BT=pad(flat_entropy, index_BT),
+                totals=totals,
+            )
+
+        return micro_loss
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    return {"policy/grad_norm": result.grad_norm, "policy/lr": result.lr}
+
+
+def _details(experience: Experience, row: int, seen: np.ndarray) -> TokenDetails:
+    slots = slot_index(experience.batch, np.array([row]))[0].numpy()
+    n = len(slots)
+    logprobs = seen[slots]
+    token_kl = None
+    if experience.ref_BT is not None:
+        token_kl = kl_tokens(torch.from_numpy(logprobs), experience.ref_BT[row, :n], "k3").numpy()
+    values = None if experience.values_BT is None else experience.values_BT[row, :n].numpy()
+    advantages = experience.advantages_BT[row, :n].float().numpy()
+    return TokenDetails(row, experience.batch.sample(row), logprobs, token_kl, advantages, values)

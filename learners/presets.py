@@ -1,0 +1,214 @@
+"""What each method's name stands for: settings and presets, data only.
+
+In: nothing. Out: `PolicyLossSettings`, `PreferenceSettings`, `Preset` and `PRESETS`, the table of the on-policy methods
+with their papers' choices. Every field stays overridable (`dataclasses.replace`). Imports without torch, so that the
+config can read it. Left out on purpose: tensors (`policy_losses`, `preference_losses`, `advantages` do the maths) and
+what only a run knows (sampling lengths, the horizon L of `seq-mean-token-sum-norm`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+RATIO_NAMES = ("token", "sequence_mean", "sequence_sum")
+KIND_NAMES = ("clip", "cispo")
+KL_KINDS = ("k1", "k2", "k3")
+KL_PLACES = ("none", "reward", "loss")
+CORRECTION_NAMES = ("none", "token_tis", "sequence_tis", "icepop")
+AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+ADVANTAGES = (
+    "gae",
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "reinforce_pp",
+    "reinforce_pp_baseline",
+    "remax",
+    "opo",
+)
+PREFERENCE_NAMES = (
+    "sigmoid",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "kto",
+    "orpo",
+    "simpo",
+    "cpo",
+)
+
+
+def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{field} is {value!r}; set it to one of {', '.join(known)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossSettings:
+    """One policy loss. Clipping keeps the ratio within [1 - clip_low, 1 + clip_high].
+
+    ratio: per token, or per row from the row's mean (GSPO) or sum (RLOO) of log-ratios.
+    dual_clip: bound c > 1 of the loss where the advantage is negative, c * |A|; None: off.
+    kl_kind: the KL estimator added to the loss with weight kl_coef; None: no KL in the loss.
+    horizon: L of `seq-mean-token-sum-norm`, in tokens; other aggregations ignore it.
+    correction: importance weight exp(old - roll), capped at `correction_cap` (truncated IS), or zeroed outside
+    [correction_floor, correction_cap] (IcePop).
+    """
+
+    ratio: str = "token"
+    kind: str = "clip"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    kl_kind: str | None = None
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    aggregation: str = "token-mean"
+    horizon: float | None = None
+    correction: str = "none"
+    correction_cap: float = 2.0
+    correction_floor: float = 0.5
+
+    def __post_init__(self) -> None:
+        _one_of("ratio", self.ratio, RATIO_NAMES)
+        _one_of("kind", self.kind, KIND_NAMES)
+        _one_of("aggregation", self.aggregation, AGGREGATIONS)
+        _one_of("correction", self.correction, CORRECTION_NAMES)
+        if self.kl_kind is not None:
+            _one_of("kl_kind", self.kl_kind, KL_KINDS)
+        if self.dual_clip is not None and not self.dual_clip > 1.0:
+            raise ValueError(f"dual_clip is {self.dual_clip}; set it above 1 (3 is usual), or to None to turn it off.")
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSettings:
+    """One preference loss.
+
+    beta: temperature of the implicit reward (IPO, SPPO: the regulariser; ORPO: the weight lambda of the odds ratio).
+    label_smoothing: share e of pairs believed to be labelled the wrong way round (sigmoid: cDPO; robust; exo_pair).
+    simpo_gamma: SimPO's target margin. nll_coef: CPO's alpha. discopop_tau: temperature of DiscoPOP's blend.
+    desirable_weight, undesirable_weight: KTO's lambda_D and lambda_U.
+    """
+
+    loss: str = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    simpo_gamma: float = 0.5
+    nll_coef: float = 1.0
+    discopop_tau: float = 0.05
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("loss", self.loss, PREFERENCE_NAMES)
+        if not self.beta > 0.0:
+            raise ValueError(f"beta is {self.beta}; set it above 0 (0.1 is usual).")
+        if not 0.0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; set it to at least 0 and below 0.5.")
+        if not 0.0 < self.discopop_tau <= 1.0:
+            raise ValueError(f"discopop_tau is {self.discopop_tau}; set it above 0 and at most 1 (0.05 is published).")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A method's published choices.
+
+    advantage: a name in ADVANTAGES; whiten: advantages whitened over the whole batch afterwards.
+    kl_place: none, reward (per token, `-kl_coef * kl_kind(old, ref)`) or loss (then `loss.kl_kind`, `loss.kl_coef`
+    say the same). score_includes_kl: the reward's KL, summed over the row, is part of the group score S (RLOO alone).
+    critic: a value model is trained. grouped: several samples per prompt are needed.
+    resample_flat_groups: groups whose scores are all equal are replaced by new ones before the update (DAPO).
+    filter_overlong: truncated rows leave the loss and the token count (DAPO).
+    """
+
+    advantage: str
+    loss: PolicyLossSettings
+    whiten: bool = False
+    kl_place: str = "none"
+    kl_kind: str = "k1"
+    kl_coef: float = 0.0
+    score_includes_kl: bool = False
+    critic: bool = False
+    grouped: bool = True
+    resample_flat_groups: bool = False
+    filter_overlong: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("advantage", self.advantage, ADVANTAGES)
+        _one_of("kl_place", self.kl_place, KL_PLACES)
+        _one_of("kl_kind", self.kl_kind, KL_KINDS)
+
+
+PRESETS: dict[str, Preset] = {
+    "ppo": Preset(  # Schulman et al. 2017; Ouyang et al. 2022
+        advantage="gae",
+        whiten=True,
+        critic=True,
+        grouped=False,
+        kl_place="reward",
+        kl_coef=0.05,
+        loss=PolicyLossSettings(),
+    ),
+    "grpo": Preset(  # Shao et al. 2024
+        advantage="grpo",
+        kl_place="loss",
+        kl_kind="k3",
+        kl_coef=0.04,
+        loss=PolicyLossSettings(kl_kind="k3", kl_coef=0.04, aggregation="seq-mean-token-mean"),
+    ),
+    "dr_grpo": Preset(  # Liu et al. 2025
+        advantage="dr_grpo",
+        loss=PolicyLossSettings(aggregation="seq-mean-token-sum-norm"),
+    ),
+    "rloo": Preset(  # Ahmadian et al. 2024
+        advantage="rloo",
+        kl_place="reward",
+        kl_coef=0.05,
+        score_includes_kl=True,
+        loss=PolicyLossSettings(ratio="sequence_sum", aggregation="seq-mean-token-sum"),
+    ),
+    "reinforce_pp": Preset(  # Hu 2025
+        advantage="reinforce_pp",
+        whiten=True,
+        grouped=False,
+        kl_place="reward",
+        kl_coef=0.01,
+        loss=PolicyLossSettings(),
+    ),
+    "reinforce_pp_baseline": Preset(  # Hu 2025
+        advantage="reinforce_pp_baseline",
+        whiten=True,
+        kl_place="loss",
+        kl_kind="k2",
+        kl_coef=0.01,
+        loss=PolicyLossSettings(kl_kind="k2", kl_coef=0.01),
+    ),
+    "dapo": Preset(  # Yu et al. 2025
+        advantage="grpo",
+        resample_flat_groups=True,
+        filter_overlong=True,
+        loss=PolicyLossSettings(clip_high=0.28),
+    ),
+    "gspo": Preset(  # Zheng et al. 2025
+        advantage="grpo",
+        loss=PolicyLossSettings(
+            ratio="sequence_mean", clip_low=3e-4, clip_high=4e-4, aggregation="seq-mean-token-mean"
+        ),
+    ),
+    "cispo": Preset(  # MiniMax 2025; clip_low 1 puts the lower bound at 0: only the upper one acts
+        advantage="grpo",
+        loss=PolicyLossSettings(kind="cispo", clip_low=1.0, clip_high=0.28),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of a method; ValueError naming the known ones."""
+    _one_of("algorithm.name", name, tuple(PRESETS))
+    return PRESETS[name]
