@@ -21,6 +21,13 @@ CHUNK = 64
 pages cost more than the arithmetic: on SmolLM2 and 2 cores, 1.3 s against 0.3 s for 700 tokens)."""
 
 
+def check_attention(name: str) -> None:
+    """ValueError for an attention that does not take a boolean mask: eager adds it to the scores, which then lets
+    every token see every other, later ones too, without a word."""
+    if name != "sdpa":
+        raise ValueError(f"model.attention {name} cannot run packed samples; set it to sdpa")
+
+
 @dataclass(frozen=True, slots=True)
 class PackedTensors:
     """A micro-batch on a device: input_ids, position_ids [1, L]; attention_mask bool [1, 1, L, L]; logit_positions,

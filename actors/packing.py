@@ -115,6 +115,8 @@ def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
     for tree_id, tree in enumerate(trees):
         prompt = batch.prompt_of(tree.rows[0])
         n_prompt = len(prompt)
+        if not n_prompt:
+            raise ValueError("a prompt has no token, so nothing decides its response's first; give it at least one")
         tokens.append(prompt)
         positions.append(np.arange(n_prompt))
         segments.append(np.zeros(n_prompt, np.int64))

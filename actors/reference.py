@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.forward import score_tokens
+from actors.forward import check_attention, score_tokens
 from actors.types import SampleBatch
 
 
@@ -30,6 +30,7 @@ class ReferenceScorer:
         device: str,
         trust_remote_code: bool = False,
     ) -> None:
+        check_attention(attention)
         self._device = torch.device(device)
         self._model = (
             AutoModelForCausalLM.from_pretrained(

@@ -150,6 +150,10 @@ class SampleBatch:
     def __iter__(self) -> Iterator[Sample]:
         return (self.sample(row) for row in range(len(self)))
 
+    def take(self, rows: Sequence[int]) -> SampleBatch:
+        """A batch of only these rows."""
+        return SampleBatch.from_samples([self.sample(row) for row in rows])
+
     @staticmethod
     def from_samples(samples: Sequence[Sample]) -> SampleBatch:
         """Columns from rows; groups in order of first appearance."""

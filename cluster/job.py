@@ -91,14 +91,16 @@ class Job:
         self.state.step = step
 
     def write_row(self, step: int) -> None:
-        self.console.step(self.metrics.write(step, self._row))
+        self.console.step(self.metrics.write(step, {name: float(value) for name, value in self._row.items()}))
 
     # --- updates ---
 
     def check_update(self, step: int, result: UpdateResult, columns: StepColumns) -> None:
         """Count steps that were skipped as not finite; stop after too many in a row, the batch saved."""
         if result.skipped:
-            self.events.write("nonfinite", f"{result.skipped} optimiser steps skipped: loss or gradient not finite", step)
+            self.events.write(
+                "nonfinite", f"{result.skipped} optimiser steps skipped: loss or gradient not finite", step
+            )
         self.state.nonfinite_in_a_row = 0 if result.applied else self.state.nonfinite_in_a_row + 1
         limit = self.config.learner.max_nonfinite_steps
         if self.state.nonfinite_in_a_row >= limit:
@@ -127,6 +129,27 @@ class Job:
             return False
         self.state.best_value, self.state.best_step, self.state.evaluations_since_best = value, step, 0
         return True
+
+    def evaluation_due(self) -> bool:
+        """At every n-th step, and at the last."""
+        every = self.config.evaluation.every_steps
+        return self._last_step() or (every > 0 and self.state.step % every == 0)
+
+    def commit_due(self) -> bool:
+        return self._last_step() or self.state.step % self.config.checkpoint.every_steps == 0
+
+    def _last_step(self) -> bool:
+        return self.state.step >= self.config.steps or self.stop_reason is not None
+
+    def evaluation_table(self) -> dict[str, str]:
+        """The evaluation metric before and now, as text."""
+        name = self.evaluation_metric
+        rows = {}
+        for when, scores in (("before", self.state.baseline), ("after", self.state.scores)):
+            if name in scores:
+                found = mean_interval(scores[name])
+                rows[f"{name}, {when}"] = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
+        return rows
 
     @property
     def evaluation_metric(self) -> str:

@@ -9,6 +9,7 @@ trained is in its run directory, never here: a Ray job runs once and is forgotte
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -29,6 +30,12 @@ EXCLUDES = (".git/", ".venv/", "runs/", "build/", "__pycache__/", ".pytest_cache
 STOP_WAIT_S = 60
 """From cancel's SIGTERM to SIGKILL: long enough to leave a resumable run."""
 RUN_DIR_KEY = "raylign_run_dir"
+RAY_LOGGERS = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""They tell of every ignored file and closed socket."""
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 
@@ -146,12 +153,20 @@ class Jobs:
 
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> Jobs:
     """Jobs at the address that is meant. UserError with the fix when nothing answers there."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    meant = resolve_address(address, os.environ if environment is None else environment)
+    for name in RAY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    environment = os.environ if environment is None else environment
+    meant = resolve_address(address, environment)
     try:
         with _no_ray_addresses():
-            return Jobs(JobSubmissionClient(meant), meant)
+            return Jobs(JobSubmissionClient(meant, headers=auth_headers(meant, environment)), meant)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the job server at {meant} wants its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that token"
+        ) from error
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise _unreachable(meant) from error
 
@@ -160,6 +175,21 @@ def resolve_address(address: str | None, environment: Mapping[str, str]) -> str:
     """--address, else RAYLIGN_ADDRESS, else RAY_ADDRESS, else this machine's job server."""
     named = (environment.get(variable) for variable in ADDRESS_VARIABLES)
     return address or next((value for value in named if value), DEFAULT_ADDRESS)
+
+
+def auth_headers(address: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """This machine's Ray token for a job server on this machine; nothing for another, nor where a mode is set.
+
+    Ray makes a token the first time it starts locally, and every head started afterwards demands it, but its job
+    client sends it only with RAY_AUTH_MODE=token. With that set the client does so by itself, to any address.
+    """
+    if "RAY_AUTH_MODE" in environment or not is_this_machine(address):
+        return {}
+    token = environment.get("RAY_AUTH_TOKEN", "")
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not token and file.is_file():
+        token = file.read_text().strip()
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def train_job(

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from actors.probe import mean_mismatch
 from actors.types import PolicyVersion
 from cluster.errors import RunFailed
-from cluster.workers import LearnerGroup, Ref, RolloutPool
+from cluster.workers import LearnerGroup, Ref, RolloutPool, object_bytes
 
 ROUNDING = 1e-4
 """Nats: float32 kernels of two libraries agree to this, so a tighter bound would fail on rounding alone."""
@@ -71,9 +70,9 @@ class Publisher:
                 f"the learner's by {mismatch:.4f} nats on average, a freshly loaded engine's by "
                 f"{self.fresh_mismatch:.4f} (bound {bound:.4f}); resume to load the engines afresh"
             )
-        self._pool.admit(version.number, self._timeout_s)
+        self._pool.admit(version, self._timeout_s)
         self._buckets, self.version = buckets, version
-        size = sum(_sizes(buckets))
+        size = sum(object_bytes(bucket) for bucket in buckets)
         return Published(version, time.monotonic() - start, size, mismatch)
 
     def _mismatch(self, probe: Ref) -> float:
@@ -81,9 +80,3 @@ class Publisher:
         engines = self._pool.probe(probe, self._timeout_s)
         learner = self._learner.wait(shares, "scoring the recorded samples")
         return max(mean_mismatch(engine, learner) for engine in engines)
-
-
-def _sizes(buckets: list[Any]) -> list[int]:
-    from cluster.workers import object_bytes
-
-    return [object_bytes(ref) for ref in buckets]

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.engine import EngineSettings
+from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.placement import RolePlan
-from cluster.roles import LearnerRole, LearnerSpec, RolloutRole
+from cluster.roles.learner import LearnerRole, LearnerSpec
+from cluster.roles.rollout import RolloutRole
+from cluster.roles.scorer import ScorerRole, ScorerSpec
 from learners.method import UpdateResult
 
 Ref = Any
@@ -38,6 +41,8 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
     except RayActorError as error:
         raise RunFailed(f"{what}: the worker died ({_first_line(error)})") from error
+    except RayTaskError as error:
+        raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
 
 
 def put(value: Any) -> Ref:
@@ -62,11 +67,15 @@ def _options(role: RolePlan, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """A step's samples, by reference, one chunk a worker; `prompts` are the references the chunks were made from."""
+    """A step's samples, by reference, one chunk a worker. prompts: references of what the chunks were made from;
+    groups: the chunks' groups in row order, `samples_per_prompt` rows each; recorded: a few of the samples."""
 
     chunks: tuple[Ref, ...]
     prompts: tuple[Ref, ...]
-    stats: tuple[Any, ...]
+    groups: tuple[int, ...]
+    samples_per_prompt: int
+    recorded: Ref
+    stats: tuple[RolloutStats, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +117,26 @@ class RolloutPool:
         """Wait until every engine runs; their weights, fresh from disk, are `version`."""
         get([a.adopt.remote(version) for a in self._actors], timeout_s, "starting the rollout workers")
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int) -> Samples:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int, recorded: int = 0
+    ) -> Samples:
         """Samples for all prompts, stamped with `version`."""
         n = len(self._actors)
         parts = [list(prompts[i::n]) for i in range(n) if prompts[i::n]]
         prompt_refs = [ray.put(part) for part in parts]
-        pairs = [
-            actor.generate.options(num_returns=2).remote(ref, sampling, version)
+        triples = [
+            actor.generate.options(num_returns=3).remote(ref, sampling, version, recorded)
             for actor, ref in zip(self._actors, prompt_refs, strict=False)
         ]
-        stats = get([pair[1] for pair in pairs], self._timeout_s, "generating")
-        return Samples(tuple(pair[0] for pair in pairs), tuple(prompt_refs), tuple(stats))
+        stats = get([triple[2] for triple in triples], self._timeout_s, "generating")
+        return Samples(
+            chunks=tuple(triple[0] for triple in triples),
+            prompts=tuple(prompt_refs),
+            groups=tuple(prompt.group for part in parts for prompt in part),
+            samples_per_prompt=sampling.samples_per_prompt,
+            recorded=triples[0][1],
+            stats=tuple(stats),
+        )
 
     def receive(self, version: PolicyVersion, buckets: Sequence[Ref], timeout_s: float) -> None:
         """Hand every engine the buckets; returns when each has proved that it holds `version.digest`."""
@@ -133,9 +151,9 @@ class RolloutPool:
         """Each engine's log-probs of recorded samples."""
         return get([a.probe.remote(batch) for a in self._actors], timeout_s, "probing the engines")
 
-    def admit(self, number: int, timeout_s: float) -> None:
-        """Let the engines take traffic at `number`."""
-        get([a.admit.remote(number) for a in self._actors], timeout_s, f"admitting version {number}")
+    def admit(self, version: PolicyVersion, timeout_s: float) -> None:
+        """Let the engines take traffic at `version`."""
+        get([a.admit.remote(version) for a in self._actors], timeout_s, f"admitting version {version.number}")
 
     def close(self) -> None:
         _stop(self._actors)
@@ -144,9 +162,9 @@ class RolloutPool:
 class ScorerPool:
     """The scorers: reward functions out of process, reward models."""
 
-    def __init__(self, role: RolePlan, factory: Any, arguments: Mapping[str, Any], timeout_s: float) -> None:
-        actor = ray.remote(factory)
-        self._actors = [actor.options(**_options(role, f"scorer-{i}")).remote(**arguments) for i in range(role.count)]
+    def __init__(self, role: RolePlan, spec: ScorerSpec, timeout_s: float) -> None:
+        actor = ray.remote(ScorerRole)
+        self._actors = [actor.options(**_options(role, f"scorer-{i}")).remote(spec) for i in range(role.count)]
         self._timeout_s = timeout_s
 
     def score(self, samples: Samples) -> list[tuple[Ref, Ref]]:
@@ -204,6 +222,11 @@ class LearnerGroup:
         return get(
             [r.update_critic.remote(layout, *refs) for r in self._ranks], self._timeout_s, "updating the critic"
         )[0]
+
+    def pair_margins(self, columns: StepColumns) -> Any:
+        """float [pairs]: beta ((lp_c - ref_c) - (lp_r - ref_r)), the policy's log-probs being `columns.old`."""
+        layout, refs = columns.arguments()
+        return get(self._ranks[0].pair_margins.remote(layout, *refs), self._timeout_s, "comparing pairs")
 
     def dump(self, columns: StepColumns, path: str) -> None:
         layout, refs = columns.arguments()

@@ -50,7 +50,10 @@ def check_zero(zero: ZeroSettings) -> None:
     """ValueError, in one sentence, for what this engine cannot do."""
     if zero.stage not in (0, 1, 2, 3):
         raise ValueError(f"zero.stage must be 0, 1, 2 or 3, got {zero.stage}")
-    for name, device in (("offload_optimizer", zero.offload_optimizer), ("offload_parameters", zero.offload_parameters)):
+    for name, device in (
+        ("offload_optimizer", zero.offload_optimizer),
+        ("offload_parameters", zero.offload_parameters),
+    ):
         if device not in ("none", "cpu"):
             raise ValueError(f"zero.{name} must be none or cpu, got {device}: this engine keeps its state in memory")
     if zero.offload_optimizer != "none" and zero.stage == 0:

@@ -1,7 +1,7 @@
 """From one step's columns to what the losses take: padded tensors, rewards, advantages, returns.
 
-In: StepInputs (flat columns) and a Method. Out: `Experience`, CPU tensors [B, T]. Every rank computes all of it from the
-whole batch: the columns are a few megabytes, and group statistics and whitening then need no collective and are
+In: StepInputs (flat columns) and a Method. Out: `Experience`, CPU tensors [B, T]. Every rank computes all of it from
+the whole batch: the columns are a few megabytes, and group statistics and whitening then need no collective and are
 the same bits whatever the number of ranks. Left out: forwards and losses.
 """
 
@@ -22,7 +22,7 @@ from learners.method import Method, StepInputs
 @dataclass(frozen=True, slots=True)
 class Experience:
     """mask: trained tokens. advantages [B, T]; returns [B, T] (None without a critic); old, ref, roll, values as in
-    StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with a trained token."""
+    StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with such a token."""
 
     batch: SampleBatch
     mask_BT: torch.Tensor
@@ -66,11 +66,12 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     preset = method.preset
     index_BT = slot_index(batch, np.arange(len(batch)))
 
+    # Columns are copied: an array that came through Ray is read-only shared memory, which torch must not alias.
     def padded(column: np.ndarray | None) -> torch.Tensor | None:
-        return None if column is None else pad(torch.from_numpy(np.asarray(column, np.float32)), index_BT)
+        return None if column is None else pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
 
     turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
-    scores_B = torch.from_numpy(np.asarray(inputs.scores.values, np.float64))
+    scores_B = torch.from_numpy(np.array(inputs.scores.values, np.float64))
     valid_B = torch.isfinite(scores_B)
     truncated_B = torch.from_numpy(batch.finish_reasons == FinishReason.LENGTH)
     mask_BT = (index_BT >= 0) & (turns_BT >= 0) & valid_B[:, None]

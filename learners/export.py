@@ -45,7 +45,7 @@ def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: M
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
     index: dict[str, str] = {}
-    total = 0
+    total, dtype = 0, ""
     held: dict[str, torch.Tensor] = {}
     shards: list[str] = []
 
@@ -63,6 +63,7 @@ def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: M
             if policy.rank == 0:
                 held[name] = tensor.detach().cpu().contiguous().clone()
                 total += held[name].nbytes
+                dtype = str(tensor.dtype).removeprefix("torch.")
     flush()
     if policy.rank != 0:
         return
@@ -74,11 +75,20 @@ def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: M
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copy(source / name, staged / name)
+    _state_dtype(staged / "config.json", dtype)
     (staged / "raylign.json").write_text(json.dumps({k: facts[k] for k in ("run", "step", "digest")}) + "\n")
     (staged / "README.md").write_text(model_card(facts))
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(staged, directory)
+
+
+def _state_dtype(config: Path, dtype: str) -> None:
+    """Say in config.json which dtype the tensors have: loaders cast to what stands there, and the source's may be
+    another than the one that was trained in."""
+    body = json.loads(config.read_text())
+    body.pop("torch_dtype", None)
+    config.write_text(json.dumps({**body, "dtype": dtype}, indent=2, sort_keys=True) + "\n")
 
 
 def model_card(facts: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from actors.forward import PackedTensors
+from actors.forward import PackedTensors, check_attention
 from learners.method import ModelSettings
 
 HEAD = "value_head"
@@ -60,6 +60,7 @@ def load_critic(settings: ModelSettings) -> ValueModel:
 
 
 def _arguments(settings: ModelSettings) -> dict:
+    check_attention(settings.attention)
     return {
         "dtype": getattr(torch, settings.dtype),
         "attn_implementation": settings.attention,
@@ -68,14 +69,20 @@ def _arguments(settings: ModelSettings) -> dict:
 
 
 def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
+    trunk = model.trunk if isinstance(model, ValueModel) else model
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    trunk = model.trunk if isinstance(model, ValueModel) else model
-    for name in ("attention_dropout", "attn_pdrop", "hidden_dropout"):
-        if hasattr(trunk.config, name):
-            setattr(trunk.config, name, 0.0)
+        _no_dropout(module)  # attention layers keep the config's rate as a number of their own
+    _no_dropout(trunk.config)
     if settings.gradient_checkpointing:
         # Checkpointing is off in eval mode; with every dropout at 0, train mode computes the same.
         trunk.gradient_checkpointing_enable({"use_reentrant": False})
     return model.train()
+
+
+def _no_dropout(holder: object) -> None:
+    """Every rate of dropping (attention_dropout, attn_pdrop, layerdrop, ...) that the object holds becomes 0."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and "drop" in name:
+            setattr(holder, name, 0.0)

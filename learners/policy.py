@@ -21,9 +21,9 @@ from learners.aggregation import BatchTotals, batch_totals
 from learners.engine import StepResult, TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
 from learners.kl import kl_tokens
-from learners.method import Method, StepInputs, TokenColumn, TokenDetails, UpdateResult, UpdateSettings
+from learners.method import Method, StepInputs, TokenColumn, TokenDetails, UpdateResult, UpdateSettings, needs_old
 from learners.policy_losses import policy_loss
-from learners.stepping import RunningMean, optimise
+from learners.stepping import RunningMean, gather_known, optimise
 
 
 class PolicyBase:
@@ -83,6 +83,11 @@ class PolicyLearner(PolicyBase):
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """Policy-gradient steps on one batch; per-token details of `show_rows`."""
         start = time.monotonic()
+        if inputs.old is None and needs_old(self._method, self._update):
+            raise ValueError(
+                f"{self._update.passes} passes over a batch, or a KL in the reward, need the log-probs from before the "
+                "update; pass them as old"
+            )
         experience = build_experience(inputs, self._method)
         means, skipped, steps = RunningMean(), 0, 0
         seen = np.full(len(inputs.batch.token_ids), np.nan, np.float32)
@@ -106,7 +111,20 @@ class PolicyLearner(PolicyBase):
             applied=steps == 0 or skipped < steps,
             skipped=skipped,
             seconds=time.monotonic() - start,
-            details=tuple(_details(experience, row, seen) for row in show_rows),
+            details=self._details(experience, seen, show_rows),
+        )
+
+    def _details(
+        self, experience: Experience, seen: np.ndarray, show_rows: tuple[int, ...]
+    ) -> tuple[TokenDetails, ...]:
+        """Log-probs are those that the last pass saw; NaN where a row was not trained on."""
+        if not show_rows:
+            return ()
+        slots = [slot_index(experience.batch, np.array([row]))[0].numpy() for row in show_rows]
+        known = gather_known(seen[np.concatenate(slots)], self._engine)
+        cuts = np.cumsum([len(s) for s in slots])[:-1]
+        return tuple(
+            _details(experience, row, mine) for row, mine in zip(show_rows, np.split(known, cuts), strict=True)
         )
 
     def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray):  # type: ignore[no-untyped-def]
@@ -131,9 +149,9 @@ class PolicyLearner(PolicyBase):
                 part(experience.advantages_BT),
                 part(experience.mask_BT),
                 preset.loss,
-                roll_BT=part(experience.roll_BT),
-                ref_BT=part(experience.ref_BT),
-                entropy_BT=pad(flat_entropy, index_BT),
+                roll=part(experience.roll_BT),
+                ref=part(experience.ref_BT),
+                entropy=pad(flat_entropy, index_BT),
                 totals=totals,
             )
 
@@ -144,10 +162,8 @@ def step_metrics(result: StepResult) -> dict[str, float]:
     return {"policy/grad_norm": result.grad_norm, "policy/lr": result.lr}
 
 
-def _details(experience: Experience, row: int, seen: np.ndarray) -> TokenDetails:
-    slots = slot_index(experience.batch, np.array([row]))[0].numpy()
-    n = len(slots)
-    logprobs = seen[slots]
+def _details(experience: Experience, row: int, logprobs: np.ndarray) -> TokenDetails:
+    n = len(logprobs)
     token_kl = None
     if experience.ref_BT is not None:
         token_kl = kl_tokens(torch.from_numpy(logprobs), experience.ref_BT[row, :n], "k3").numpy()

@@ -33,7 +33,7 @@ class PreferenceLearner(PolicyBase):
         """One optimiser step on all pairs of the batch."""
         start = time.monotonic()
         batch = inputs.batch
-        reference = None if inputs.reference is None else torch.from_numpy(inputs.reference)
+        reference = None if inputs.reference is None else torch.from_numpy(np.array(inputs.reference, np.float32))
         pairs = len(batch) // 2
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -66,8 +66,21 @@ class PreferenceLearner(PolicyBase):
             seconds=time.monotonic() - start,
         )
 
+    def margins(self, inputs: StepInputs) -> np.ndarray:
+        """float64 [pairs], implicit reward margins beta ((lp_c - ref_c) - (lp_r - ref_r)); lp is `inputs.old`."""
+        batch = inputs.batch
+        gap = (inputs.old - inputs.reference).astype(np.float64)
+        # reduceat gives an empty row its neighbour's first value.
+        sums = np.where(batch.lengths > 0, np.add.reduceat(np.append(gap, 0.0), batch.offsets[:-1]), 0.0)
+        rewards = self._settings.beta * sums
+        chosen, rejected = _sides(batch.group_rows, batch.sample_indices)
+        return rewards[chosen.numpy()] - rewards[rejected.numpy()]
+
 
 def _sides(groups: np.ndarray, sides: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row indices of the chosen and of the rejected responses, pair by pair."""
+    """Row indices of the chosen and of the rejected responses, pair by pair. ValueError for a pair without a side."""
     order = np.lexsort((sides, groups))
-    return torch.from_numpy(order[0::2].copy()), torch.from_numpy(order[1::2].copy())
+    chosen, rejected = order[0::2].copy(), order[1::2].copy()
+    if len(chosen) != len(rejected) or (groups[chosen] != groups[rejected]).any():
+        raise ValueError("a pair came without its chosen or its rejected response; give both sides of every pair")
+    return torch.from_numpy(chosen), torch.from_numpy(rejected)

@@ -6,8 +6,11 @@ and its metrics, summed over micro-batches and ranks. Left out: what the loss is
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -52,17 +55,27 @@ def sum_over_ranks(sums: Mapping[str, torch.Tensor], engine: TrainEngine) -> dic
     return total
 
 
+def gather_known(values: np.ndarray, engine: TrainEngine) -> np.ndarray:
+    """Each value from the rank that knows it; NaN means unknown. Collective."""
+    if engine.world_size == 1:
+        return values
+    gathered: list[np.ndarray | None] = [None] * engine.world_size
+    dist.all_gather_object(gathered, values)
+    return functools.reduce(lambda known, other: np.where(np.isnan(known), other, known), gathered)
+
+
 class RunningMean:
-    """Means of metrics over the optimiser steps of an update."""
+    """Means of metrics over the optimiser steps of an update. A step that was skipped has none that is finite: such
+    values are left out, and a metric that never was finite is NaN."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._finite: dict[str, list[float]] = {}
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        self._count += 1
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            seen = self._finite.setdefault(name, [])
+            if math.isfinite(value):
+                seen.append(value)
 
     def means(self) -> dict[str, float]:
-        return {name: value / self._count for name, value in self._sums.items()}
+        return {name: math.fsum(seen) / len(seen) if seen else math.nan for name, seen in self._finite.items()}

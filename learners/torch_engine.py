@@ -43,9 +43,7 @@ def enable_gradient_checkpointing(module: torch.nn.Module) -> None:
     models[0].gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def in_buckets(
-    parameters: list[NamedParameter], max_bytes: int, element_bytes: int
-) -> Iterator[list[NamedParameter]]:
+def in_buckets(parameters: list[NamedParameter], max_bytes: int, element_bytes: int) -> Iterator[list[NamedParameter]]:
     """Consecutive runs of at most `max_bytes`; one parameter alone may exceed it."""
     run: list[NamedParameter] = []
     held = 0

@@ -40,7 +40,9 @@ def read_steps(directory: Path, facts: Mapping[str, Any]) -> int:
     """The applied steps, after checking that the state is of this engine: ValueError naming the first difference."""
     path = directory / STATE_FILE
     if not path.is_file():
-        raise ValueError(f"{directory} holds no training state: {STATE_FILE} is missing; give a directory that save wrote")
+        raise ValueError(
+            f"{directory} holds no training state: {STATE_FILE} is missing; give a directory that save wrote"
+        )
     saved = json.loads(path.read_text())
     for key, mine in facts.items():
         theirs = saved["facts"].get(key)

@@ -104,10 +104,10 @@ class Stage12Shards:
             optimizer.reset_cpu_buffers()
             for gradient in self.gradients():
                 gradient.zero_()
-        else:
-            for group in range(len(optimizer.bit16_groups)):
-                optimizer.averaged_gradients[group] = None
-                optimizer.all_grad_tensors[group] = None
+        # Also when offloaded: in bfloat16 these hold the float32 sums before they are copied to the host.
+        for group in range(len(optimizer.bit16_groups)):
+            optimizer.averaged_gradients[group] = None
+            optimizer.all_grad_tensors[group] = None
 
 
 class Stage3Shards:

@@ -32,7 +32,8 @@ class PromptSettings:
     column: holds the prompt, text or chat messages; None means `prompt` (`question` for a task).
     size, seed: of a generated task. max_tokens: the window; None is no bound. overlong: what happens to a prompt
     beyond it: refuse, truncate_left (keep its last max_tokens tokens) or drop. skip_invalid: how many bad rows may be
-    skipped, a count or a share.
+    skipped, a count or a share. suffix: follows the last message in what the policy reads, such as an answer format;
+    questions and the rewards' columns stay as the source has them.
     """
 
     path: str | None = None
@@ -45,6 +46,7 @@ class PromptSettings:
     seed: int = 0
     column: str | None = None
     system_prompt: str | None = None
+    suffix: str = ""
     chat_template: bool = True
     max_tokens: int | None = None
     overlong: str = "refuse"
@@ -179,7 +181,8 @@ def _prompt_row(raw: RawRow, settings: PromptSettings, tokenizer: Tokenizer) -> 
     messages = messages_of(column, value, settings.system_prompt)
     if messages[-1]["role"] == "assistant":
         raise RowError(f"{column} ends with the assistant's turn; it must end where the response begins")
-    ids = prompt_ids(tokenizer, messages, settings.chat_template)
+    last = {**messages[-1], "content": messages[-1]["content"] + settings.suffix}
+    ids = prompt_ids(tokenizer, [*messages[:-1], last], settings.chat_template)
     if not ids:
         raise RowError(f"{column} has no tokens")
     extra = {name: v for name, v in raw.columns.items() if name != column or settings.task}

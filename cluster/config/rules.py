@@ -1,20 +1,32 @@
 """Rules that need two sections at once. Each returns the problems it finds; none changes anything.
 
-In: a Config whose sections are each valid. Out: Problems, all of them. Left out: what needs the model's files, the
-data or the machine (commands/check.py).
+In: a Config whose sections are each valid. Out: Problems, all of them: a key that would be ignored is one too. Left
+out: what needs the model's files, the data or the machine (commands/check.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.config.offline_rules import preference_problems
 from cluster.config.problem import Problem
-from cluster.config.schema import Config
+from cluster.config.resolve import optimizer_steps, resolve_preset
+from cluster.config.schema import Config, Data, Optimizer, Zero
+
+RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
+"""Names that metrics and evaluations use themselves."""
 
 
 def cross_section_problems(config: Config) -> list[Problem]:
-    rules = (_data, _algorithm, _sampling, _learner, _evaluation)
+    online = (_reward, _advantage, _kl, _correction, _sampling, _rollout, _minibatches)
+    own = (preference_problems,) if config.algorithm.name == "dpo" else online
+    rules = (_model, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    if config.model.attention == "eager":
+        yield Problem("model.attention", "packed samples need sdpa's boolean mask, got eager; set it to sdpa")
 
 
 def _data(config: Config) -> Iterator[Problem]:
@@ -22,98 +34,229 @@ def _data(config: Config) -> Iterator[Problem]:
     if (data.path is None) == (data.reasoning_gym is None):
         have = "neither" if data.path is None else "both"
         yield Problem("data", f"needs exactly one of data.path and data.reasoning_gym, got {have}")
-    if data.messages_column is not None and data.reasoning_gym is not None:
+    if data.messages_column is not None and data.prompt_column != _default(Data, "prompt_column"):
+        yield Problem(
+            "data.prompt_column", f"data.messages_column is read instead, got {data.prompt_column!r}; remove one"
+        )
+    if data.reasoning_gym is None:
+        return
+    if data.messages_column is not None:
         yield Problem("data.messages_column", "reasoning_gym tasks have questions, not messages; remove it")
+    for key in ("prompt_column", "split"):
+        if getattr(data, key) != _default(Data, key):
+            yield Problem(
+                f"data.{key}", f"reasoning_gym tasks are generated and have none, got {getattr(data, key)!r}; remove it"
+            )
 
 
-def _algorithm(config: Config) -> Iterator[Problem]:
+def _reward(config: Config) -> Iterator[Problem]:
+    reward, name = config.reward, config.algorithm.name
+    if not reward.functions and not reward.models:
+        yield Problem("reward", f"{name} needs a reward: add reward.functions or reward.models")
+        return
+    for kind in ("functions", "models"):
+        for part in getattr(reward, kind):
+            path = f"reward.{kind}.{part}"
+            if part in RESERVED_REWARD_NAMES:
+                yield Problem(path, f"the name stands for a metric of its own ({', '.join(RESERVED_REWARD_NAMES)} do)")
+            if "/" in part:
+                yield Problem(path, "a reward's name is part of a metric's name and has no slash; rename it")
+    for part in sorted(reward.functions.keys() & reward.models.keys()):
+        yield Problem(f"reward.models.{part}", "a reward function has this name too; rename one")
+    if all(part.weight == 0 for part in (*reward.functions.values(), *reward.models.values())):
+        yield Problem("reward", "every weight is 0, so all samples score the same; give one a weight")
+
+
+def _advantage(config: Config) -> Iterator[Problem]:
     name, a = config.algorithm.name, config.algorithm
     samples = config.rollout.sampling.samples_per_prompt
-    if name == "dpo":
-        yield from _dpo(config)
-        return
+    advantage = resolve_preset(config).advantage
     if a.preference is not None:
         yield Problem("algorithm.preference", f"{name} learns from rewards and has no use for it; remove it")
-    if not config.reward.functions and not config.reward.models:
-        yield Problem("reward", f"{name} needs a reward: add reward.functions or reward.models")
-    advantage = a.advantage or {"ppo": "gae", "grpo": "grpo"}[name]
-    if advantage == "gae" and config.critic is None:
-        yield Problem("critic", "GAE needs values: add a critic section (critic: {}), or choose a group advantage")
-    if advantage != "gae" and config.critic is not None:
+    if advantage == "gae":
+        if config.critic is None:
+            yield Problem("critic", "GAE needs values: add a critic section (critic: {}), or choose a group advantage")
+        return
+    if config.critic is not None:
         yield Problem("critic", f"the {advantage} advantage has no use for a critic; remove the section")
-    if advantage != "gae" and samples < 2:
+    if samples < 2:
         yield Problem(
             "rollout.sampling.samples_per_prompt",
             f"the {advantage} advantage compares samples of one prompt: give at least 2, got {samples}",
         )
-    if a.kl.target is not None and a.kl.place == "none":
-        yield Problem("algorithm.kl.target", "there is no KL to hold at a target; set algorithm.kl.place or remove it")
-    if a.correction.kind == "icepop" and a.correction.floor >= a.correction.cap:
+    for key in ("gamma", "gae_lambda"):
+        if getattr(a, key) != 1.0:
+            yield Problem(
+                f"algorithm.{key}",
+                f"acts in GAE only, not in the {advantage} advantage, got {getattr(a, key):g}; remove it",
+            )
+
+
+def _kl(config: Config) -> Iterator[Problem]:
+    kl, preset = config.algorithm.kl, resolve_preset(config)
+    if preset.kl_place == "reward" and preset.advantage != "gae" and not preset.score_includes_kl:
+        own = "" if kl.place == "reward" else f" ({config.algorithm.name}'s own)"
         yield Problem(
-            "algorithm.correction.floor",
-            f"must lie below algorithm.correction.cap, got {a.correction.floor} and {a.correction.cap}",
+            "algorithm.kl.place",
+            f"the {preset.advantage} advantage takes scores without the token KL, got reward{own}; use loss or none",
+        )
+    if preset.kl_place == "none":
+        for key in ("kind", "coef", "target"):
+            if getattr(kl, key) not in (None, 0.0):
+                yield Problem(
+                    f"algorithm.kl.{key}",
+                    f"there is no KL for it to act on, got {getattr(kl, key)}; set algorithm.kl.place or remove it",
+                )
+    elif preset.kl_coef == 0.0 and config.evaluation.kl_bound is None:
+        yield Problem(
+            "algorithm.kl.coef",
+            "0 has a reference computed whose KL changes nothing; set algorithm.kl.place to none, or a coefficient "
+            "above 0, got 0",
+        )
+    elif preset.kl_coef == 0.0 and kl.target is not None:
+        yield Problem(
+            "algorithm.kl.coef",
+            "the adaptive controller multiplies it, so it must start above 0 to reach a target, got 0",
         )
 
 
-def _dpo(config: Config) -> Iterator[Problem]:
-    if config.reward.functions or config.reward.models:
-        yield Problem("reward", "dpo learns from pairs and has no use for a reward; remove the section")
-    if config.critic is not None:
-        yield Problem("critic", "dpo has no use for a critic; remove the section")
-    if config.algorithm.preference is None:
-        yield Problem("algorithm.preference", "dpo needs it: preference: {loss: sigmoid, beta: 0.1}")
+def _correction(config: Config) -> Iterator[Problem]:
+    correction = config.algorithm.correction
+    if correction.kind == "icepop" and correction.floor >= correction.cap:
+        yield Problem(
+            "algorithm.correction.floor",
+            f"must lie below algorithm.correction.cap ({correction.cap:g}), got {correction.floor:g}",
+        )
 
 
 def _sampling(config: Config) -> Iterator[Problem]:
-    sampling = config.rollout.sampling
-    if config.algorithm.name == "dpo":
-        return
+    path, sampling = "rollout.sampling", config.rollout.sampling
     if sampling.max_tokens >= config.model.max_length:
         yield Problem(
-            "rollout.sampling.max_tokens",
+            f"{path}.max_tokens",
             f"leaves no room for a prompt in model.max_length ({config.model.max_length}), got {sampling.max_tokens}",
         )
     if sampling.min_tokens > sampling.max_tokens:
         yield Problem(
-            "rollout.sampling.min_tokens", f"exceeds max_tokens ({sampling.max_tokens}), got {sampling.min_tokens}"
+            f"{path}.min_tokens", f"must be at most max_tokens ({sampling.max_tokens}), got {sampling.min_tokens}"
         )
+    if sampling.stop and sampling.min_tokens == sampling.max_tokens:
+        yield Problem(
+            f"{path}.stop",
+            f"min_tokens equals max_tokens ({sampling.max_tokens}), so no stop string acts; lower min_tokens",
+        )
+    if "" in sampling.stop:
+        yield Problem(f"{path}.stop", "an empty stop string would end every response at once; remove it")
     cut = [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1.0 else []
     cut += [f"top_k {sampling.top_k}"] if sampling.top_k > 0 else []
     if cut and config.algorithm.correction.kind == "none":
         yield Problem(
-            "rollout.sampling",
+            path,
             f"{' and '.join(cut)} renormalise over tokens that the learner cannot see, so its log-probs would be of "
             "another distribution; use top_p 1 and top_k 0, or set algorithm.correction.kind",
         )
 
 
-def _learner(config: Config) -> Iterator[Problem]:
-    learner = config.learner
-    groups = config.rollout.prompts_per_step
-    if config.algorithm.name != "dpo" and learner.minibatches > groups:
+def _rollout(config: Config) -> Iterator[Problem]:
+    rollout, share = config.rollout, config.learner.gpus_per_rank
+    if rollout.engine == "torch" and rollout.tensor_parallel > 1:
         yield Problem(
-            "learner.minibatches", f"must be at most rollout.prompts_per_step ({groups}), got {learner.minibatches}"
+            "rollout.tensor_parallel",
+            f"the torch engine runs on one device, got {rollout.tensor_parallel}; use vllm or 1",
         )
-    if learner.backend == "torch" and (learner.ranks > 1 or learner.zero.stage > 0):
+    if 0 < share < 1 and rollout.gpu_memory_utilization > 1 - share:
+        yield Problem(
+            "rollout.gpu_memory_utilization",
+            f"a worker that shares its GPU with a learner rank (learner.gpus_per_rank {share:g}) may take at most "
+            f"{1 - share:g} of its memory, got {rollout.gpu_memory_utilization:g}",
+        )
+
+
+def _minibatches(config: Config) -> Iterator[Problem]:
+    groups, cuts = config.rollout.prompts_per_step, config.learner.minibatches
+    if cuts > groups:
+        yield Problem("learner.minibatches", f"must be at most rollout.prompts_per_step ({groups}), got {cuts}")
+
+
+def _learner(config: Config) -> Iterator[Problem]:
+    learner, critic = config.learner, config.critic
+    zeros = [("learner.zero", learner.zero), *([("critic.zero", critic.zero)] if critic else [])]
+    if learner.backend == "torch" and (learner.ranks > 1 or any(zero.stage > 0 for _, zero in zeros)):
         yield Problem("learner.backend", "torch is the plain twin for one rank without ZeRO; use deepspeed")
-    sections = [("learner.zero", learner.zero)]
-    if config.critic is not None:
-        sections.append(("critic.zero", config.critic.zero))
-    for path, zero in sections:
-        if zero.offload_parameters != "none" and zero.stage != 3:
-            yield Problem(f"{path}.offload_parameters", f"needs stage 3, got stage {zero.stage}")
-        if zero.offload_optimizer != "none" and zero.stage == 0:
-            yield Problem(f"{path}.offload_optimizer", "needs stage 1, 2 or 3, got stage 0")
-        if "nvme" in (zero.offload_optimizer, zero.offload_parameters) and zero.nvme_path is None:
-            yield Problem(f"{path}.nvme_path", "offloading to nvme needs a path")
+    if learner.gpus_per_rank > 1:
+        yield Problem(
+            "learner.gpus_per_rank",
+            f"a rank runs on one GPU or a part of it: give at most 1, got {learner.gpus_per_rank:g}; add learner.ranks",
+        )
+    for path, zero in zeros:
+        yield from _zero(path, zero)
+    if learner.optimizer.head_lr is not None:
+        yield Problem("learner.optimizer.head_lr", "only a critic has a value head; set critic.optimizer.head_lr")
+    # One optimiser step a training step under dpo.
+    steps = config.steps if config.algorithm.name == "dpo" else optimizer_steps(config, config.steps)
+    yield from _schedule("learner.optimizer", learner.optimizer, steps)
+    if critic is not None:
+        yield from _schedule("critic.optimizer", critic.optimizer, steps)
+
+
+def _zero(path: str, zero: Zero) -> Iterator[Problem]:
+    for key in ("offload_optimizer", "offload_parameters"):
+        if getattr(zero, key) == "nvme":
+            yield Problem(f"{path}.{key}", "the learner keeps its state in memory: use cpu or none, got nvme")
+    if zero.offload_parameters != "none" and zero.stage != 3:
+        yield Problem(f"{path}.offload_parameters", f"needs stage 3, got stage {zero.stage}")
+    if zero.offload_optimizer != "none" and zero.stage == 0:
+        yield Problem(f"{path}.offload_optimizer", "needs stage 1, 2 or 3, got stage 0")
+
+
+def _schedule(path: str, optimizer: Optimizer, steps: int) -> Iterator[Problem]:
+    frozen, warmup = optimizer.freeze_steps, optimizer.warmup_steps
+    if frozen >= steps:
+        yield Problem(
+            f"{path}.freeze_steps",
+            f"must be less than the run's {steps} optimiser steps, or nothing is learned, got {frozen}",
+        )
+    elif warmup and frozen + warmup >= steps:
+        yield Problem(
+            f"{path}.warmup_steps",
+            f"must end before the run's {steps} optimiser steps do (freeze_steps {frozen} come first), got {warmup}",
+        )
 
 
 def _evaluation(config: Config) -> Iterator[Problem]:
-    e = config.evaluation
-    if config.data.heldout == 0 and e.every_steps > 0:
-        yield Problem("evaluation.every_steps", "needs held-out prompts: set data.heldout")
+    e, heldout = config.evaluation, config.data.heldout
+    if heldout == 0 and e.every_steps > 0:
+        yield Problem("evaluation.every_steps", f"needs held-out prompts, got {e.every_steps}: set data.heldout")
+    if e.prompts is not None and e.prompts > heldout:
+        yield Problem("evaluation.prompts", f"must be at most data.heldout ({heldout}), got {e.prompts}")
     if e.patience is not None and e.every_steps == 0:
-        yield Problem("evaluation.patience", "counts evaluations: set evaluation.every_steps")
+        yield Problem("evaluation.patience", f"counts evaluations, got {e.patience}: set evaluation.every_steps")
+    if config.algorithm.name == "dpo":
+        return
     known = {"reward", *config.reward.functions, *config.reward.models}
-    if config.algorithm.name != "dpo" and e.metric not in known:
+    if e.metric not in known:
         yield Problem("evaluation.metric", f"must be one of {', '.join(sorted(known))}, got {e.metric!r}")
+    if e.max_tokens is not None and e.max_tokens >= config.model.max_length:
+        yield Problem(
+            "evaluation.max_tokens",
+            f"leaves no room for a prompt in model.max_length ({config.model.max_length}), got {e.max_tokens}",
+        )
+    if e.kl_bound is not None and resolve_preset(config).kl_place == "none":
+        yield Problem(
+            "evaluation.kl_bound",
+            f"there is no reference to measure kl/ref against, got {e.kl_bound:g}; set algorithm.kl.place or remove it",
+        )
+
+
+def _ray(config: Config) -> Iterator[Problem]:
+    address = config.ray.address
+    if address not in ("local", "auto") and ":" not in address:
+        yield Problem("ray.address", f"must be local, auto or host:port, got {address!r}")
+    if config.ray.num_cpus is not None and address != "local":
+        yield Problem(
+            "ray.num_cpus", f"is for a Ray started here, ray.address is {address}, got {config.ray.num_cpus}; remove it"
+        )
+
+
+def _default(section: type, key: str) -> object:
+    return section.model_fields[key].default

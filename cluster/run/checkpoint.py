@@ -28,7 +28,8 @@ def commit(directory: Path, step: int, stage: Path) -> None:
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         _fsync(path)
         files[path.relative_to(stage).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    write_atomic(stage / MANIFEST, json.dumps({"step": step, "files": files}, indent=1) + "\n")
+    body = {"step": step, "files": files}
+    write_atomic(stage / MANIFEST, json.dumps({**body, "sha256": _body_hash(body)}, indent=1) + "\n")
     for folder in [stage, *(p for p in stage.rglob("*") if p.is_dir())]:
         fsync_directory(folder)
     target = directory / f"step-{step}"
@@ -60,10 +61,13 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in a sentence; None if every file is as its manifest says."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        body = {"step": manifest["step"], "files": manifest["files"]}
+        whole = manifest["sha256"] == _body_hash(body)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{checkpoint} has no readable manifest ({error})"
-    for name, facts in files:
+    if not whole or checkpoint.name != f"step-{body['step']}":
+        return f"{checkpoint / MANIFEST} is not as it was written, or is another checkpoint's"
+    for name, facts in body["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{path} is missing"
@@ -94,6 +98,11 @@ def prune(directory: Path, keep_last: int, keep: set[int]) -> None:
             # Without its manifest a half-removed directory no longer claims to be whole.
             (directory / f"step-{step}" / MANIFEST).unlink()
             shutil.rmtree(directory / f"step-{step}")
+
+
+def _body_hash(body: dict) -> str:
+    """The manifest's own hash: a damaged one must not vouch for anything."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

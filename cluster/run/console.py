@@ -44,12 +44,6 @@ SHOWN = (
 """Rows of the live table, in order, where a run has them; evaluations come first."""
 
 PLAIN = ("reward/mean", "loss", "preference/accuracy", "kl/ref", "response/length_mean", "throughput/tokens_per_s")
-PHASES = (
-    ("generate", "time/rollout_s"),
-    ("score", "time/score_s"),
-    ("update", "time/update_s"),
-    ("publish", "sync/seconds"),
-)
 BEST_HIGH = ("reward/mean", "preference/accuracy", "preference/margin", "value/explained_variance", "eval/")
 RECENT = 20
 
@@ -97,6 +91,7 @@ class Console:
         self._durations_s: deque[float] = deque(maxlen=RECENT)
         self._done = 0
         self._phase = "starting"
+        self._began_s = self._last_s = 0.0
         self._spinner = Spinner("dots", style="cyan")
 
     def start(self, header: Header) -> None:
@@ -203,9 +198,7 @@ class Console:
         return Panel(Group(table, self._times()), box=ROUNDED, border_style="dim", expand=False)
 
     def _times(self) -> Text:
-        spent = [
-            f"{label} {duration(value)}" for label, name in PHASES if (value := self._latest.get(name)) is not None
-        ]
+        spent = [f"{label} {duration(seconds)}" for label, seconds in _phases(self._latest)]
         if self.step_s is not None:
             spent.append(f"a step {duration(self.step_s)}")
         return Text(" · ".join(spent), style="dim")
@@ -243,6 +236,15 @@ class Console:
 def _title(header: Header) -> Text:
     bold = (header.name, "bold"), ("  ", "")
     return Text.assemble(*bold, (f"{header.method} · {header.model} · {header.where} · {header.steps} steps", "dim"))
+
+
+def _phases(row: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    """What the driver did in a step, with its seconds: every `time/<phase>_s`, and the publish."""
+    names = {name: name[5:-2] for name in row if name.startswith("time/") and name.endswith("_s")}
+    names = {**names, "sync/seconds": "publish"}
+    return [
+        (label, seconds) for name, label in names.items() if label != "step" and (seconds := row.get(name)) is not None
+    ]
 
 
 def _evaluations(names: Mapping[str, object]) -> list[str]:

@@ -30,9 +30,13 @@ def mean_interval(scores: Sequence[float]) -> Interval:
 
 
 def difference_interval(after: Sequence[float], before: Sequence[float]) -> Interval:
-    """Mean of after - before over the same prompts, with the paired 95 % interval; pairs lacking a score are out."""
-    pairs = [(float(a), float(b)) for a, b in zip(after, before, strict=True)]
-    return _t_interval([a - b for a, b in pairs if not (math.isnan(a) or math.isnan(b))])
+    """Mean of after - before over the same prompts, with the paired 95 % interval; pairs lacking a score are out.
+    ValueError when none is left."""
+    gains = [float(a) - float(b) for a, b in zip(after, before, strict=True)]
+    known = [gain for gain in gains if not math.isnan(gain)]
+    if not known:
+        raise ValueError("no held-out prompt has a score both before and after; see the reward's errors")
+    return _t_interval(known)
 
 
 def _t_interval(values: list[float]) -> Interval:

@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS prompts (
     reason TEXT,
     PRIMARY KEY (epoch, prompt_id, generation)
 );
-CREATE INDEX IF NOT EXISTS prompts_position ON prompts (position);
+CREATE UNIQUE INDEX IF NOT EXISTS prompts_position ON prompts (position);
 CREATE TABLE IF NOT EXISTS versions (number INTEGER PRIMARY KEY, digest TEXT NOT NULL, step INTEGER NOT NULL);
 """
 
@@ -44,7 +44,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db = sqlite3.connect(path, isolation_level=None, uri=True)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
@@ -97,15 +97,17 @@ class Ledger:
             copy.close()
 
     def restore(self, path: Path) -> None:
-        """Become the backup, but keep every published version: their numbers only grow."""
-        versions = self._db.execute("SELECT number, digest, step FROM versions").fetchall()
-        copy = sqlite3.connect(path)
+        """Become the backup, but keep every published version: their numbers only grow. One transaction, so that a
+        crash in the middle forgets neither."""
+        # Immutable: reading a WAL file otherwise writes beside it, in a checkpoint that may be read-only.
+        self._db.execute("ATTACH DATABASE ? AS saved", (f"{path.resolve().as_uri()}?immutable=1",))
         try:
-            copy.backup(self._db)
+            with self._transaction():
+                self._db.execute("DELETE FROM main.prompts")
+                self._db.execute("INSERT INTO main.prompts SELECT * FROM saved.prompts")
+                self._db.execute("INSERT OR IGNORE INTO main.versions SELECT * FROM saved.versions")
         finally:
-            copy.close()
-        with self._transaction():
-            self._db.executemany("INSERT OR IGNORE INTO versions VALUES (?, ?, ?)", versions)
+            self._db.execute("DETACH DATABASE saved")
 
     def clear(self) -> None:
         """Forget the prompts (a resume without a checkpoint starts over), keep the versions."""

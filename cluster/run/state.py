@@ -15,7 +15,7 @@ FILE = "driver.json"
 @dataclass(slots=True)
 class DriverState:
     """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
-    on other data is refused. baseline: held-out scores before training, by metric name. scores: the last evaluation's."""
+    on other data is refused. baseline: held-out scores before training, by metric. scores: the last evaluation's."""
 
     step: int = 0
     position: int = 0

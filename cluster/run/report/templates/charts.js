@@ -33,11 +33,11 @@ function curve(name, tone, label) {
   const { x, y } = points(name);
   const few = x.length <= 40, long = x.length > 60;
   const raw = {
-    x, y, name: label, mode: few ? "lines+markers" : "lines", line: { color: long ? faded(tone, 0.32) : color(tone), width: long ? 1 : 2 },
+    x, y, name: long ? label + ", each step" : label, mode: few ? "lines+markers" : "lines", line: { color: long ? faded(tone, 0.32) : color(tone), width: long ? 1 : 2 },
     marker: { size: x.length === 1 ? 8 : 4, color: color(tone) }, hovertemplate: "%{y:.4~g}",
   };
   if (!long) return [raw];
-  return [raw, { x, y: smooth(y, x.length / 20), name: label + ", smoothed", mode: "lines", line: { color: color(tone), width: 2.2 }, hovertemplate: "%{y:.4~g}" }];
+  return [raw, { x, y: smooth(y, x.length / 20), name: label, mode: "lines", line: { color: color(tone), width: 2.2 }, hovertemplate: "%{y:.4~g}" }];
 }
 
 function band(name, spread, tone) {
@@ -81,7 +81,7 @@ function curveCard(spec, names) {
   return { card, draw: () => plot(area, () => ({
     traces: [
       ...(spec.band && has(spec.band) && has(names[0]) ? band(names[0], spec.band, "blue").map((t) => ({ ...t, showlegend: false })) : []),
-      ...names.flatMap((name, i) => curve(name, CYCLE[i % CYCLE.length], label(name)).map((t, j) => ({ ...t, showlegend: names.length > 1 && j === 0 }))),
+      ...names.flatMap((name, i) => curve(name, CYCLE[i % CYCLE.length], label(name)).map((t, j, both) => ({ ...t, showlegend: names.length > 1 && j === both.length - 1 }))),
     ],
     layout: { ...(names.length > 1 ? legend() : {}), ...flat(names), shapes: spec.line === undefined ? [] : [level(spec.line)] },
   })) };

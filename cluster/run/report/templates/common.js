@@ -78,7 +78,7 @@ function baseLayout() {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("ink") },
     hovermode: "x unified", showlegend: false, dragmode: "zoom",
     hoverlabel: { bgcolor: color("card"), bordercolor: color("line"), font: { size: 12.5, color: color("ink") } },
-    xaxis: axis({ range: stepRange(), nticks: 7, tickformat: ",d", hoverformat: ",d", showgrid: false }),
+    xaxis: axis({ range: stepRange(), ...(SERIES.steps.at(-1) - SERIES.steps[0] <= 7 ? { dtick: 1, tick0: SERIES.steps[0] } : { nticks: 7 }), tickformat: ",d", hoverformat: ",d", showgrid: false }),
     yaxis: axis({ nticks: 5, exponentformat: "e" }),
   };
 }

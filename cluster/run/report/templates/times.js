@@ -64,7 +64,8 @@ function drawTimes() {
   if (!bins.length) return;
   const stack = show("times").querySelector(".stack");
   const whole = mean(binMean(bins, "time/step_s"));
-  const driver = phasesOf(bins, [["rollout", "time/rollout_s"], ["score", "time/score_s"], ["update", "time/update_s"], ["publish", "sync/seconds"]], "other");
+  const own = Object.keys(SERIES.columns).filter((name) => /^time\/.+_s$/.test(name) && name !== "time/step_s");
+  const driver = phasesOf(bins, [...own.map((name) => [name.slice(5, -2), name]), ["publish", "sync/seconds"]], "other");
   const averaged = bins[0].length > 1 ? `; each bar is the mean of ${bins[0].length} steps` : "";
   const shares = driver.map(({ phase, values }) => `${phase} ${Math.round((100 * mean(values)) / whole)} %`).join(", ");
   const first = frame("A step, as the driver sees it", shares + averaged, `mean ${seconds(whole)}`);

@@ -1,4 +1,4 @@
-"""What runs inside a worker process, role by role. Knows nothing of Ray: `workers.py` wraps these in actors.
+"""A learner rank: what runs inside its process. Knows nothing of Ray: `workers.py` wraps it in an actor.
 
 In: settings, then columns of a step. Out: columns, metrics, weight buckets, files. Left out: who calls whom and when.
 Heavy imports stand inside the methods, so that importing this file (the driver does) costs nothing.
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.engine import EngineSettings
-from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings, ScoreBatch, WeightBucket
+from actors.types import SampleBatch, ScoreBatch, WeightBucket
 from learners.method import (
     LearnerSettings,
     Method,
@@ -135,6 +134,9 @@ class LearnerRole:
     def update_critic(self, layout: Mapping[str, int], *columns: Any) -> UpdateResult:
         return self.critic.update(step_inputs(layout, columns))
 
+    def pair_margins(self, layout: Mapping[str, int], *columns: Any) -> np.ndarray:
+        return self.policy.margins(step_inputs(layout, columns))
+
     # --- weights, state, files ---
 
     def weights(self, max_bytes: int) -> Iterator[WeightBucket | str]:
@@ -145,6 +147,7 @@ class LearnerRole:
 
     def save(self, directory: str) -> None:
         for name, learner in self._learners():
+            (Path(directory) / name).mkdir(parents=True, exist_ok=True)
             learner.save(Path(directory) / name)
 
     def load(self, directory: str) -> None:
@@ -210,50 +213,3 @@ def step_inputs(layout: Mapping[str, int], columns: Sequence[Any]) -> StepInputs
         old=column("old"),
         values=column("values"),
     )
-
-
-class RolloutRole:
-    """A rollout worker: an engine and the policy version it holds."""
-
-    def __init__(self, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
-        from actors.rollout import RolloutWorker
-
-        self._settings = settings
-        self.worker = RolloutWorker(_rollout_engine(settings, kind), stall_timeout_s=stall_timeout_s)
-
-    def adopt(self, version: PolicyVersion) -> None:
-        self.worker.adopt(version)
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int) -> Any:
-        return self.worker.generate(prompts, sampling, version)
-
-    def begin_publish(self, number: int) -> None:
-        self.worker.begin_publish(number)
-
-    def receive(self, bucket: WeightBucket) -> None:
-        self.worker.receive(bucket)
-
-    def finish_publish(self, version: PolicyVersion) -> None:
-        self.worker.finish_publish(version)
-
-    def probe(self, batch: SampleBatch) -> np.ndarray:
-        """The engine's log-probs of recorded samples, float32 on the batch's T axis."""
-        prompts = [batch.prompt_of(row).tolist() for row in range(len(batch))]
-        responses = [batch.response_of(row).tolist() for row in range(len(batch))]
-        return np.concatenate(self.worker.probe(prompts, responses)).astype(np.float32)
-
-    def admit(self, number: int) -> None:
-        self.worker.admit(number)
-
-    def close(self) -> None:
-        self.worker.close()
-
-
-def _rollout_engine(settings: EngineSettings, kind: str) -> Any:
-    if kind == "torch":
-        from actors.torch_engine import TorchEngine
-
-        return TorchEngine(settings)
-    from actors.vllm_engine import VllmEngine
-
-    return VllmEngine(settings)

@@ -1,0 +1,170 @@
+"""One run from start to end: open the directory, connect to Ray, start the workers, run the loop, close everything.
+
+In: a checked config and a run directory. Out: exit by return (done) or RunFailed. The driver owns its workers, so Ray
+reaps them when it dies, however it dies. Left out: checks of the input (commands/check.py), the loops.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.pretrained import resolve_model
+from cluster import dpo, ppo
+from cluster.config import Config, ConfigError, Problem
+from cluster.errors import RunFailed, UserError
+from cluster.inputs import load_inputs, load_preference_inputs, reward_specs
+from cluster.job import Job
+from cluster.offline import OfflineJob
+from cluster.online import OnlineJob
+from cluster.placement import Placement, plan, shortage
+from cluster.run.console import Console, Header, Summary
+from cluster.run.directory import RunDirectory
+from cluster.run.evaluation import difference_interval, mean_interval
+from cluster.run.metrics import EventsWriter, MetricsWriter
+from cluster.run.trackers import open_trackers
+from cluster.workers import Cluster
+
+FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
+"""Sections that a resume may change; the rest decides what the numbers are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: where its report and its tuned policy are, and the held-out gain."""
+
+    report: Path
+    policy: Path | None
+    reason: str
+
+
+def run(config: Config, directory: RunDirectory, *, resume: bool, console: Console) -> Outcome:
+    """Train. The directory was created or attached by the caller."""
+    if resume:
+        _refuse_other_config(config, directory)
+    with directory.lock():
+        directory.write_config(config)
+        model_path = resolve_model(config.model.path)
+        events = EventsWriter(directory)
+        metrics: MetricsWriter | None = None
+        job: Job | None = None
+        try:
+            with Cluster(config.ray.address, _logical_cpus(config)) as cluster:
+                placement = _placement(config, cluster)
+                console.start(_header(config, placement))
+                metrics = MetricsWriter(
+                    directory,
+                    open_trackers(directory, config),
+                    on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
+                )
+                kind = OfflineJob if config.algorithm.name == "dpo" else OnlineJob
+                job = kind(config, directory, metrics, events, console, model_path)
+                _start(job, placement, resume)
+                events.write("start", f"running from step {job.state.step}", job.state.step)
+                (dpo if isinstance(job, OfflineJob) else ppo).train(job)
+                outcome = _finish(job, directory, console)
+                job.close()
+                return outcome
+        except RunFailed as error:
+            events.write("failed", str(error))
+            (directory.logs / "failure.txt").write_text(traceback.format_exc())
+            raise RunFailed(f"{error}\nresume with: raylign train CONFIG --run-dir {directory} --resume") from error
+        except KeyboardInterrupt:
+            events.write("interrupted", "stopped by Ctrl-C")
+            console.close()
+            raise
+        finally:
+            console.close()
+            if metrics is not None:
+                metrics.close()
+            events.close()
+            directory.push()
+
+
+def _start(job: Job, placement: Placement, resume: bool) -> None:
+    config = job.config
+    if isinstance(job, OnlineJob):
+        job.start_workers(placement, reward_specs(config), Path.cwd())
+        tokenizer = _tokenizer(job.model_path, config)
+        job.begin(load_inputs(config, tokenizer), tokenizer, resume)
+    else:
+        job.start_workers(placement)
+        tokenizer = _tokenizer(job.model_path, config)
+        job.begin(load_preference_inputs(config, tokenizer), tokenizer, resume)
+
+
+def _tokenizer(model_path: Path, config: Config) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
+
+
+def _logical_cpus(config: Config) -> int:
+    """Enough for every role: on one machine they take turns, so logical CPUs are no measure of load."""
+    if config.ray.num_cpus is not None:
+        return config.ray.num_cpus
+    return max(os.cpu_count() or 1, int(plan(config, os.cpu_count() or 1, 0).cpus) + 1)
+
+
+def _placement(config: Config, cluster: Cluster) -> Placement:
+    cpus, gpus = cluster.resources()
+    placement = plan(config, os.cpu_count() or 1 if config.ray.address == "local" else cpus, gpus)
+    problem = shortage(placement, gpus)
+    if problem is not None:
+        raise ConfigError(config.name, [Problem("placement", problem)])
+    return placement
+
+
+def _header(config: Config, placement: Placement) -> Header:
+    parts = ", ".join(f"{r.count} {r.role}{'s' if r.count > 1 else ''}" for r in placement.roles)
+    where = f"{placement.device}, {os.cpu_count()} cores; {parts}"
+    return Header(config.name, config.algorithm.name.upper(), config.model.path, where, config.steps)
+
+
+def _refuse_other_config(config: Config, directory: RunDirectory) -> None:
+    saved, given = directory.read_config(), config.model_dump(mode="json")
+    changed = [key for key in given if key not in FREE_TO_CHANGE and saved.get(key) != given[key]]
+    if changed:
+        raise UserError(
+            f"{directory} was started with other settings of {', '.join(changed)}; a resume may change only "
+            f"{', '.join(FREE_TO_CHANGE)}: restore them or start a new run directory"
+        )
+
+
+def _finish(job: Job, directory: RunDirectory, console: Console) -> Outcome:
+    """Export the last policy, write the report, show the summary."""
+    from cluster.run.report import write_report
+
+    state = job.state
+    policy = None
+    if job.config.checkpoint.export:
+        policy = directory.policy(state.step)
+        if not policy.is_dir():
+            policy = job.export(state.step)
+    reason = job.stop_reason or "finished"
+    name = job.evaluation_metric
+    before, after = state.baseline.get(name), state.scores.get(name)
+    gain = difference_interval(after, before) if before and after else None
+    if gain is not None:
+        job.events.write("result", f"{name}: {gain.mean:+.3f}", state.step, gain=[gain.mean, gain.low, gain.high])
+    job.events.write("end", reason, state.step)
+    report = write_report(directory)
+    console.finish(
+        Summary(
+            metric=name,
+            before=mean_interval(before) if before else None,
+            after=mean_interval(after) if after else None,
+            gain=gain,
+            eval_prompts=len(after or ()),
+            best_step=state.best_step,
+            report=report,
+            model=policy,
+            outcome=reason,
+        )
+    )
+    return Outcome(report, policy, reason)
+
+

@@ -1,0 +1,324 @@
+"""A run that makes its own data: rollout pool, scorers, learner group, and what a step does between them.
+
+In: a checked config and its inputs. Out: the verbs that `ppo.py` reads as one page. Left out: the order of a step
+(ppo.py), records and commits (job.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.data.order import PromptOrder
+from actors.rollout import RolloutStats
+from actors.types import PolicyVersion, Prompt, SampleBatch, ScoreBatch
+from cluster.config import resolve
+from cluster.errors import RunFailed, UserError
+from cluster.inputs import OnlineInputs
+from cluster.job import Job
+from cluster.placement import Placement
+from cluster.publish import Publisher
+from cluster.records import sample_records
+from cluster.roles.learner import LearnerSpec
+from cluster.roles.scorer import RewardModelSpec, ScorerSpec
+from cluster.run.samples import write_samples
+from cluster.workers import LearnerGroup, RolloutPool, Samples, ScorerPool, StepColumns, get, put
+from learners.method import UpdateResult, needs_old
+
+HELDOUT_GROUP = 1 << 40
+"""Held-out prompts' groups start here: apart from every position of the training order."""
+
+
+class OnlineJob(Job):
+    """Workers and verbs of one online run."""
+
+    def start_workers(self, placement: Placement, reward_specs: Sequence[Any], base: Path) -> None:
+        """Ask Ray for every worker at once; they import and load while the driver reads the data."""
+        config = self.config
+        self.method = resolve.resolve_method(config)
+        self.sampling = resolve.sampling_settings(config)
+        total = resolve.optimizer_steps(config, config.steps)
+        critic_path = config.critic.path if config.critic and config.critic.path else str(self.model_path)
+        self.learner = LearnerGroup(
+            placement.role("learner"),
+            LearnerSpec(
+                method=self.method,
+                preference=None,
+                policy=resolve.policy_settings(config, str(self.model_path), total),
+                critic=resolve.critic_settings(config, critic_path, total) if config.critic else None,
+                reference_path=str(self.model_path) if self.method.needs_reference else None,
+                device=placement.device,
+                timeout_s=config.learner.update_timeout_s,
+            ),
+            config.learner.update_timeout_s,
+        )
+        rollout = config.rollout
+        engine = resolve.engine_settings(config, str(self.model_path))
+        self.rollouts = RolloutPool(
+            placement.role("rollout"), engine, rollout.engine, rollout.stall_timeout_s, rollout.timeout_s
+        )
+        self.scorers = ScorerPool(placement.role("scorer"), self._scorer_spec(reward_specs, base), rollout.timeout_s)
+        self.publisher = Publisher(
+            self.rollouts,
+            self.learner,
+            bucket_bytes=int(config.weights.bucket_mb * (1 << 20)),
+            timeout_s=config.weights.timeout_s,
+            factor=config.weights.mismatch_factor,
+        )
+        # The learner's rendezvous must not wait for the engines: a thread gives the ranks their address meanwhile.
+        self._starter = ThreadPoolExecutor(1)
+        self._building = self._starter.submit(self._build_learner)
+
+    def _build_learner(self) -> list[dict[str, float]]:
+        timeout_s = self.config.ray.start_timeout_s
+        return self.learner.wait_built(self.learner.build(timeout_s), timeout_s)
+
+    def _scorer_spec(self, reward_specs: Sequence[Any], base: Path) -> ScorerSpec:
+        reward = self.config.reward
+        models = [RewardModelSpec(n, m.path, m.weight, m.max_length) for n, m in reward.models.items()]
+        limit = None if reward.memory_limit_gb is None else int(reward.memory_limit_gb * (1 << 30))
+        return ScorerSpec(
+            functions=tuple(reward_specs),
+            models=tuple(models),
+            tokenizer_path=str(self.model_path),
+            missing_eos_penalty=reward.missing_eos_penalty,
+            memory_limit_bytes=limit,
+            base=str(base),
+            device="cpu",
+        )
+
+    def begin(self, inputs: OnlineInputs, tokenizer: Any, resume: bool) -> None:
+        """Wait for the workers, calibrate the probe, and restore the last commit or start at step 0."""
+        config = self.config
+        self.tokenizer = tokenizer
+        self.train = inputs.train
+        self.heldout = self._heldout_prompts(inputs)
+        self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
+        self.state.kl_coef = self.method.preset.kl_coef
+        self.state.source = self.train.fingerprint()
+        self.console.phase("loading models and engines")
+        self._building.result()
+        self._starter.shutdown()
+        self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"), config.ray.start_timeout_s)
+        self.publisher.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
+        self.console.phase("probing the engines")
+        self.recorded = self._first_probe()
+        self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
+        if resume:
+            self._resume()
+
+    def _first_probe(self) -> Any:
+        n = self.config.weights.probe_samples
+        prompts = self.train.prompts(self.order.take(0, min(n, len(self.train))))
+        one = resolve.sampling_settings(self.config)
+        samples = self.rollouts.generate(prompts, _once(one), self.publisher.version.number, n)
+        return samples.recorded
+
+    def _resume(self) -> None:
+        expected, fresh = self.state.source, self.state.fresh_mismatch
+        found = self.restore()
+        self.directory.truncate_after(self.state.step if found else -1)
+        if found is None:
+            return
+        if self.state.source != expected:
+            raise UserError(
+                f"{found} was trained on other prompts; restore data.* to what they were or start a new run directory"
+            )
+        self.state.fresh_mismatch = self.publisher.fresh_mismatch = fresh
+        self.publish()
+
+    # --- one step's verbs ---
+
+    def admit(self, step: int) -> list[Prompt]:
+        """The next prompts of the order, admitted in the ledger."""
+        count = self.config.rollout.prompts_per_step
+        taken = self.order.take(self.state.position, count)
+        rows = [(self.order.epoch(position), row, position) for row, position in taken]
+        self.ledger.admit(step, rows)
+        self.state.position += count
+        return self.train.prompts(taken)
+
+    def generate(self, prompts: Sequence[Prompt]) -> Samples:
+        samples = self.rollouts.generate(
+            prompts, self.sampling, self.publisher.version.number, self.config.weights.probe_samples
+        )
+        self.recorded = samples.recorded
+        self._note_rollout(RolloutStats.merge(samples.stats), max(s.seconds for s in samples.stats))
+        return samples
+
+    def score(self, step: int, samples: Samples) -> StepColumns:
+        """Scores, and the log-probs and values that the method needs, in parallel."""
+        pairs = self.scorers.score(samples)
+        columns: dict[str, tuple[Any, ...]] = {}
+        if self.method.needs_reference:
+            columns["reference"] = self.learner.reference_logprobs(samples.chunks)
+        if needs_old(self.method, resolve.policy_settings(self.config, "", 1).update):
+            columns["old"] = self.learner.policy_logprobs(samples.chunks)
+        if self.config.critic is not None:
+            columns["values"] = self.learner.values(samples.chunks)
+        for name, refs in columns.items():  # the learner takes them in this order: the waits between are its seconds
+            began = time.monotonic()
+            self.learner.wait(refs, f"computing {name}")
+            self.role("learner", name, time.monotonic() - began)
+        self._note_scores(step, samples, pairs)
+        return StepColumns(
+            step=step,
+            kl_coef=self.state.kl_coef,
+            batch=samples.chunks,
+            scores=tuple(scores for scores, _ in pairs),
+            **columns,
+        )
+
+    def update_critic(self, columns: StepColumns) -> None:
+        if self.config.critic is None:
+            return
+        result = self.learner.update_critic(columns)
+        self.role("learner", "update_critic", result.seconds)
+        self.note(result.metrics)
+
+    def update_policy(self, columns: StepColumns, samples: Samples) -> None:
+        rows = len(samples.groups) * samples.samples_per_prompt
+        wanted = self.config.tracking.samples_per_step
+        show = tuple(range(0, rows, max(1, rows // wanted)))[:wanted] if wanted else ()
+        result = self.learner.update_policy(columns, show)
+        self.role("learner", "update_policy", result.seconds)
+        self.note(result.metrics)
+        self.check_update(columns.step, result, columns)
+        self._next_kl(result, rows)
+        self.ledger.trained([g for g in samples.groups if g not in self._dropped])
+        self._details = result
+
+    def publish(self) -> None:
+        published = self.publisher.publish(self.recorded)
+        self.ledger.record_version(published.version.number, published.version.digest, self.state.step)
+        self.role("rollout", "sync", published.seconds)
+        self.note({"sync/bytes": published.bytes, "sync/mismatch": published.mismatch})
+
+    def record(self, step: int, samples: Samples) -> None:
+        """Write the samples picked for showing."""
+        records = sample_records(step, self._details.details, self._scores, self.train, self.tokenizer)
+        if records:
+            write_samples(self.directory.samples_file(step), records)
+
+    # --- evaluation ---
+
+    def evaluate(self, step: int) -> None:
+        """Held-out prompts; the best policy so far is exported."""
+        if not self.heldout:
+            return
+        self.console.phase("evaluating")
+        samples = self.rollouts.generate(
+            self.heldout, resolve.evaluation_settings(self.config), self.publisher.version.number
+        )
+        scores = self._fetch_scores(self.scorers.score(samples))[0]
+        order = np.argsort(np.array(samples.groups))
+        found = {"reward": scores.values[order], **{name: part[order] for name, part in scores.parts.items()}}
+        if self.note_evaluation(step, found) and step > 0 and self.config.checkpoint.export:
+            self.export(step)
+
+    def export(self, step: int) -> Path:
+        """The tuned policy as a Hugging Face directory; the path."""
+        target = self.directory.policy(step)
+        facts = {
+            "run": self.config.name,
+            "model": self.config.model.path,
+            "method": self.config.algorithm.name,
+            "step": step,
+            "digest": self.publisher.version.digest,
+            "evaluation": self.evaluation_table(),
+        }
+        self.learner.export(str(target), str(self.model_path), facts)
+        self.events.write("export", f"wrote {target.name}", step)
+        return target
+
+    def close(self) -> None:
+        for pool in ("rollouts", "scorers", "learner"):
+            if getattr(self, pool, None) is not None:
+                getattr(self, pool).close()
+        super().close()
+
+    # --- bookkeeping ---
+
+    def save_extra(self, stage: Path) -> None:
+        recorded: SampleBatch = get(self.recorded, self.config.rollout.timeout_s, "fetching the recorded samples")
+        np.savez(stage / "recorded.npz", **{name: getattr(recorded, name) for name in SampleBatch.__slots__})
+
+    def load_extra(self, checkpoint: Path) -> None:
+        with np.load(checkpoint / "recorded.npz", allow_pickle=False) as arrays:
+            self.recorded = put(SampleBatch(**{name: arrays[name] for name in SampleBatch.__slots__}))
+
+    def _heldout_prompts(self, inputs: OnlineInputs) -> list[Prompt]:
+        if inputs.heldout is None:
+            return []
+        limit = self.config.evaluation.prompts or len(inputs.heldout)
+        return inputs.heldout.prompts((row, HELDOUT_GROUP + row) for row in range(min(limit, len(inputs.heldout))))
+
+    def _note_rollout(self, stats: RolloutStats, seconds: float) -> None:
+        self.role("rollout", "generate", seconds)
+        self.note(
+            {
+                "response/length_mean": stats.length_mean,
+                "response/truncated": stats.truncated / max(1, stats.samples),
+                "throughput/tokens_per_s": stats.response_tokens / max(1e-9, seconds),
+                "staleness/mean": 0.0,
+                "staleness/max": 0.0,
+            }
+        )
+
+    def _fetch_scores(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[ScoreBatch, list[Any]]:
+        reports = self.scorers.wait([report for _, report in pairs])
+        return ScoreBatch.concat(self.scorers.wait([scores for scores, _ in pairs])), reports
+
+    def _note_scores(self, step: int, samples: Samples, pairs: Sequence[tuple[Any, Any]]) -> None:
+        scores, reports = self._fetch_scores(pairs)
+        self._scores = scores
+        self.role("scorer", "score", max(report.seconds for report in reports))
+        known = scores.values[np.isfinite(scores.values)]
+        failed = len(scores) - len(known)
+        self.note({"reward/failed": float(failed)})
+        if len(known):
+            self.note({"reward/mean": known.mean(), "reward/std": known.std(ddof=1) if len(known) > 1 else 0.0})
+        for name, part in scores.parts.items():
+            if np.isfinite(part).any():
+                self.note({f"reward/{name}": float(np.nanmean(part))})
+        self._dropped = self._drop_unscored(scores, samples)
+        if failed:
+            reason = next(iter(scores.errors.values()), "no reason given")
+            self.events.write("reward", f"{failed} samples have no score; the first: {reason}", step)
+        self.state.failures += failed
+        if self.state.failures > self.config.reward.max_failures:
+            raise RunFailed(
+                f"{self.state.failures} samples have no score, more than reward.max_failures "
+                f"({self.config.reward.max_failures}); the last reason: {reason}"
+            )
+
+    def _drop_unscored(self, scores: ScoreBatch, samples: Samples) -> set[int]:
+        """Groups of which no sample has a score leave the run; the ledger says why."""
+        rows = np.isfinite(scores.values).reshape(len(samples.groups), samples.samples_per_prompt)
+        dropped = [group for group, known in zip(samples.groups, rows.any(axis=1), strict=True) if not known]
+        self.ledger.dropped(dropped, "no score")
+        self.ledger.scored([group for group in samples.groups if group not in set(dropped)])
+        return set(dropped)
+
+    def _next_kl(self, result: UpdateResult, samples: int) -> None:
+        self.note({"kl/coef": self.state.kl_coef})
+        kl = self.config.algorithm.kl
+        if kl.target is not None and "kl/ref_sequence" in result.metrics:
+            from learners.kl import AdaptiveKL
+
+            controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
+            self.state.kl_coef = controller.update(result.metrics["kl/ref_sequence"], samples).coef
+        bound = self.config.evaluation.kl_bound
+        if bound is not None and result.metrics.get("kl/ref", 0.0) > bound:
+            self.stop_reason = f"kl/ref {result.metrics['kl/ref']:.3f} exceeds evaluation.kl_bound {bound:g}"
+
+
+def _once(sampling: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(sampling, samples_per_prompt=1)

@@ -1,0 +1,81 @@
+"""A scorer: what runs inside its process. Knows nothing of Ray: `workers.py` wraps it in an actor.
+
+In: samples and their prompts. Out: score columns and a short report. Left out: what a reward is (actors.rewards).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.rewards.spec import RewardSpec
+from actors.types import Prompt, SampleBatch, ScoreBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelSpec:
+    """One reward model of the weighted sum."""
+
+    name: str
+    path: str
+    weight: float
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSpec:
+    """What one scorer does; `base` is the folder that reward files are named from."""
+
+    functions: tuple[RewardSpec, ...]
+    models: tuple[RewardModelSpec, ...]
+    tokenizer_path: str
+    missing_eos_penalty: float
+    memory_limit_bytes: int | None
+    base: str
+    device: str
+
+
+class ScorerRole:
+    """A scorer: reward functions in a process of their own, reward models in this one."""
+
+    def __init__(self, spec: ScorerSpec) -> None:
+        from transformers import AutoTokenizer
+
+        from actors.rewards.runner import RewardRunner
+        from actors.rewards.scorer import Scorer
+
+        runner = RewardRunner(spec.functions, base=Path(spec.base), memory_limit_bytes=spec.memory_limit_bytes)
+        self.scorer = Scorer(
+            AutoTokenizer.from_pretrained(spec.tokenizer_path),
+            runner,
+            models=[_reward_model(model, spec.device) for model in spec.models],
+            missing_eos_penalty=spec.missing_eos_penalty,
+        )
+
+    def score(self, batch: SampleBatch, prompts: Sequence[Prompt]) -> tuple[ScoreBatch, ScoreReport]:
+        began = time.monotonic()
+        scores, stats = self.scorer.score(batch, {prompt.group: prompt for prompt in prompts})
+        return scores, ScoreReport(stats.failed, tuple(stats.errors), time.monotonic() - began)
+
+    def close(self) -> None:
+        self.scorer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReport:
+    """failed: samples without a score; errors: the first few reasons."""
+
+    failed: int
+    errors: tuple[str, ...]
+    seconds: float
+
+
+def _reward_model(model: RewardModelSpec, device: str) -> Any:
+    from actors.reward_model import RewardModel
+    from actors.rewards.scorer import WeightedModel
+
+    loaded = RewardModel(model.path, device=device, max_length=model.max_length)
+    return WeightedModel(model.name, loaded, model.weight)
