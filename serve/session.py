@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -17,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -27,6 +29,7 @@ from serve.settings import ServeSettings
 APPLICATION = "raylign"
 GRACE_S = 10.0
 READY_TIMEOUT_S = 30.0
+_ENGINE_ERROR = re.compile(r"^\((?:EngineCore|Worker)[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .+)$", re.MULTILINE)
 
 
 class ServeFailed(RuntimeError):
@@ -66,7 +69,9 @@ def serving(policy: ServedPolicy, settings: ServeSettings, host: str, port: int)
         try:
             ray_serve.run(build_application(policy, settings), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            raise ServeFailed(f"the engine did not start: {_last_words(ray_serve, error)}") from error
+            logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+            cause = root_cause(logs) or str(error)
+            raise ServeFailed(f"the engine did not start: {cause} (its logs are in {logs})") from error
         base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         _wait_until_ready(base)
         yield f"{base}/v1"
@@ -108,16 +113,13 @@ def _wait_until_ready(base: str) -> None:
         time.sleep(0.2)
 
 
-def _last_words(ray_serve: object, error: RuntimeError) -> str:
-    """The line of a deployment's message that names the exception; Serve's own error only says that it failed."""
-    messages = [
-        deployment.message
-        for application in ray_serve.status().applications.values()
-        for deployment in application.deployments.values()
-    ]
-    lines = [line.strip() for message in messages for line in message.splitlines()]
-    named = [line for line in lines if "Error" in line.split(":")[0] and ":" in line]
-    return named[-1] if named else str(error)
+def root_cause(logs: Path) -> str | None:
+    """The first error that an engine process logged: what Serve reports is only that the engine did not start."""
+    for file in sorted(logs.glob("worker-*.out")) + sorted(logs.glob("worker-*.err")):
+        found = _ENGINE_ERROR.search(file.read_text(errors="replace"))
+        if found:
+            return found.group(1)
+    return None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -69,6 +69,20 @@ def test_messages_and_system_prompt_are_templated_once(tmp_path, tokenizer):
     assert source.rows[0].data["messages"][1:] == chat
 
 
+def test_the_suffix_reaches_the_policy_and_not_the_rewards(tmp_path, tokenizer):
+    path = write_lines(tmp_path / "p.jsonl", ROWS)
+    row = load_prompts(PromptSettings(path=path, suffix=" Only the number."), tokenizer).rows[0]
+    assert "user\nWhat is 1+1? Only the number.<|im_end|>" in tokenizer.decode(row.token_ids)
+    assert row.data["prompt"] == "What is 1+1?"
+
+
+def test_an_unreachable_hub_is_a_data_error_that_names_the_data_set(tokenizer, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"nobody/none\[train\]: cannot be loaded from the Hugging Face hub"):
+        load_prompts(PromptSettings(hub_id="nobody/none"), tokenizer)
+
+
 def test_plain_text_without_a_template(tmp_path, tokenizer):
     path = write_lines(tmp_path / "p.jsonl", ROWS)
     source = load_prompts(PromptSettings(path=path, chat_template=False), tokenizer)

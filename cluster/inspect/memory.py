@@ -1,0 +1,170 @@
+"""The memory plan: what each role's process will hold, in bytes, from sizes alone. Pure.
+
+In: a Config, the models' facts, a Placement. Out: `RoleMemory` per role, and what that asks of a machine or of each GPU.
+Weights, gradients and optimiser state follow from the code (float32 gradients, masters and two moments); activations,
+logits and runtimes are estimates and say so. Left out: fragmentation, and what the machine has (machine.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.config.resolve import resolve_preset
+from cluster.config.schema import Config, Zero
+from cluster.inspect.model import ModelFacts
+from cluster.placement import Placement
+
+BYTES = {"bfloat16": 2, "float32": 4}
+RUNTIME = {"learner": 900 << 20, "rollout": 1300 << 20, "scorer": 700 << 20}
+"""Resident bytes of a process with its imports, before any model (learner: torch, DeepSpeed; rollout: vLLM)."""
+GPU_CONTEXT = 600 << 20
+DRIVER = 1 << 30
+"""Driver, supervisor and Ray's own processes on the head node."""
+HOST_PARTS = ("runtime", "offloaded")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleMemory:
+    """parts: bytes by what holds them, of one of the `count` processes. Parts named in HOST_PARTS stay in host memory
+    when the role runs on a GPU; known is False where only a model's name tells its size."""
+
+    role: str
+    count: int
+    parts: Mapping[str, int]
+    known: bool = True
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def on_device(self) -> int:
+        return sum(size for part, size in self.parts.items() if part not in HOST_PARTS)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """shared: bytes in the object store: two versions of the weights, of which one is being replaced."""
+
+    roles: tuple[RoleMemory, ...]
+    shared: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of host memory when everything runs on CPU."""
+        return DRIVER + self.shared + sum(role.count * role.bytes for role in self.roles)
+
+    def role(self, name: str) -> RoleMemory:
+        return next(role for role in self.roles if role.role == name)
+
+
+def plan_memory(
+    config: Config,
+    policy: ModelFacts,
+    critic: ModelFacts | None,
+    reward_models: Sequence[ModelFacts | None],
+    placement: Placement,
+) -> MemoryPlan:
+    roles = [_learner(config, policy, critic)]
+    element = BYTES[config.model.dtype]
+    if config.algorithm.name != "dpo":
+        roles.append(_rollout(config, policy, placement.device))
+        models = sum(facts.parameters * 2 for facts in reward_models if facts)  # scorers hold bfloat16
+        parts = {"runtime": RUNTIME["scorer"], **({"reward models": models} if models else {})}
+        roles.append(RoleMemory("scorer", config.reward.processes, parts, all(reward_models)))
+    return MemoryPlan(tuple(roles), 2 * policy.parameters * element)
+
+
+def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> RoleMemory:
+    """One rank: policy, critic where there is one, and the frozen reference, whole on each rank."""
+    ranks, element = config.learner.ranks, BYTES[config.model.dtype]
+    parts = _trained(policy.parameters, config.learner.zero, ranks, element)
+    if critic is not None:
+        zero = config.critic.zero
+        for part, size in _trained(critic_parameters(config, critic), zero, ranks, element).items():
+            parts[part] = parts.get(part, 0) + size
+    if needs_reference(config):
+        parts["reference"] = policy.parameters * element
+    known = policy.layers > 0
+    if known:
+        tokens = config.learner.micro_batch_tokens
+        parts["activations"] = tokens * _activations_per_token(config, policy, element)
+        parts["logits"] = 2 * tokens * policy.vocabulary * element
+    parts["runtime"] = RUNTIME["learner"]
+    return RoleMemory("learner", ranks, parts, known)
+
+
+def _trained(parameters: int, zero: Zero, ranks: int, element: int) -> dict[str, int]:
+    """Bytes a rank holds of a model in training. Masters only where the weights are not float32 already."""
+    state = parameters * (8 + (4 if element < 4 else 0)) // (ranks if zero.stage >= 1 else 1)
+    weights = parameters * element // (ranks if zero.stage == 3 else 1)
+    parts = {
+        "weights": 0 if zero.offload_parameters == "cpu" else weights,
+        "gradients": parameters * 4 // (ranks if zero.stage >= 2 else 1),
+        "optimiser": 0 if zero.offload_optimizer == "cpu" else state,
+        "offloaded": (weights if zero.offload_parameters == "cpu" else 0)
+        + (state if zero.offload_optimizer == "cpu" else 0),
+    }
+    return {part: size for part, size in parts.items() if size}
+
+
+def _activations_per_token(config: Config, facts: ModelFacts, element: int) -> int:
+    """Bytes kept for the backward. A layer keeps its inputs, norms, projections and the gated feed-forward's factors;
+    with checkpointing its input alone, and one layer is rebuilt at a time."""
+    layer = (8 * facts.hidden + 2 * facts.kv_heads * facts.head_dim + 4 * facts.intermediate) * element
+    if config.model.gradient_checkpointing:
+        return facts.layers * facts.hidden * element + layer
+    return facts.layers * layer
+
+
+def critic_parameters(config: Config, facts: ModelFacts) -> int:
+    """The trunk, without an output head; its first `critic.layers` where that is set."""
+    kept = config.critic.layers
+    if not facts.layers or kept is None:
+        return facts.parameters
+    trunk = facts.parameters - facts.embedding_parameters
+    return facts.embedding_parameters + trunk * min(kept, facts.layers) // facts.layers
+
+
+def needs_reference(config: Config) -> bool:
+    return config.algorithm.name == "dpo" or resolve_preset(config).kl_place != "none"
+
+
+def kv_bytes_per_token(facts: ModelFacts, dtype: str) -> int:
+    return 2 * facts.layers * facts.kv_heads * facts.head_dim * BYTES[dtype]
+
+
+def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
+    """One worker, all of its devices together. On a GPU its cache takes what gpu_memory_utilization leaves; here it
+    counts as what one sequence of the whole window takes, the least that runs."""
+    rollout, element = config.rollout, BYTES[config.model.dtype]
+    parts = {"weights": facts.parameters * element}
+    if device == "cpu":
+        parts["kv cache"] = int(rollout.kv_cache_gb * (1 << 30))
+    elif facts.layers:
+        parts["kv cache"] = config.model.max_length * kv_bytes_per_token(facts, config.model.dtype)
+    if facts.layers:
+        parts["logits"] = rollout.max_num_seqs * facts.vocabulary * 4
+    parts["runtime"] = RUNTIME["rollout"]
+    return RoleMemory("rollout", rollout.workers, parts, facts.layers > 0)
+
+
+def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:
+    """The least memory of each GPU for this plan; a GPU that learner and rollout share is divided by
+    rollout.gpu_memory_utilization."""
+    learner = plan.role("learner").on_device + GPU_CONTEXT
+    if config.algorithm.name == "dpo":
+        return learner
+    use, parallel = config.rollout.gpu_memory_utilization, config.rollout.tensor_parallel
+    rollout = (plan.role("rollout").on_device // parallel + GPU_CONTEXT) / use
+    shares = 0 < config.learner.gpus_per_rank < 1 and parallel == 1
+    return round(max(learner / (1 - use) if shares else learner, rollout))
+
+
+def checkpoint_bytes(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> int:
+    """Bytes the run directory takes at most: checkpoints kept and one being written, and two exported policies."""
+    trained = policy.parameters + (critic_parameters(config, critic) if critic else 0)
+    kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best) + 1
+    exports = 2 * policy.parameters * BYTES[config.model.dtype] if config.checkpoint.export else 0
+    return kept * trained * 12 + exports
