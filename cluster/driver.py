@@ -10,21 +10,22 @@ import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.pretrained import resolve_model
 from cluster import dpo, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.errors import RunFailed, UserError
-from cluster.inputs import load_inputs, load_preference_inputs, reward_specs
+from cluster.inputs import load_inputs, load_preference_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
 from cluster.placement import Placement, plan, shortage
+from cluster.run import checkpoint
 from cluster.run.console import Console, Header, Summary
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
+from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
 from cluster.workers import Cluster
 
@@ -51,18 +52,19 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
         events = EventsWriter(directory)
         metrics: MetricsWriter | None = None
         job: Job | None = None
+        commit = _last_commit(directory, events, console) if resume else None
         try:
-            with Cluster(config.ray.address, _logical_cpus(config)) as cluster:
+            with Cluster(config.ray.address, logical_cpus(config)) as cluster:
                 placement = _placement(config, cluster)
-                console.start(_header(config, placement))
+                console.start(_header(config, placement, _step_of(commit)))
                 metrics = MetricsWriter(
                     directory,
-                    open_trackers(directory, config),
+                    open_trackers(directory, config, resumed_step=_step_of(commit) if resume else None),
                     on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
                 )
                 kind = OfflineJob if config.algorithm.name == "dpo" else OnlineJob
                 job = kind(config, directory, metrics, events, console, model_path)
-                _start(job, placement, resume)
+                _start(job, placement, commit)
                 events.write("start", f"running from step {job.state.step}", job.state.step)
                 (dpo if isinstance(job, OfflineJob) else ppo).train(job)
                 outcome = _finish(job, directory, console)
@@ -84,25 +86,33 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
             directory.push()
 
 
-def _start(job: Job, placement: Placement, resume: bool) -> None:
+def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:
+    """The newest checkpoint that verifies; the run's records are cut back to it (to nothing when there is none)."""
+    found, damaged = checkpoint.latest_whole(directory.checkpoints)
+    for problem in damaged:
+        events.write("damaged", problem)
+        console.event(f"skipping a damaged checkpoint: {problem}")
+    directory.truncate_after(_step_of(found))
+    return found
+
+
+def _step_of(commit: Path | None) -> int:
+    return -1 if commit is None else DriverState.load(commit).step
+
+
+def _start(job: Job, placement: Placement, commit: Path | None) -> None:
     config = job.config
     if isinstance(job, OnlineJob):
         job.start_workers(placement, reward_specs(config), Path.cwd())
-        tokenizer = _tokenizer(job.model_path, config)
-        job.begin(load_inputs(config, tokenizer), tokenizer, resume)
+        tokenizer = load_tokenizer(config, job.model_path)
+        job.begin(load_inputs(config, tokenizer), tokenizer, commit)
     else:
         job.start_workers(placement)
-        tokenizer = _tokenizer(job.model_path, config)
-        job.begin(load_preference_inputs(config, tokenizer), tokenizer, resume)
+        tokenizer = load_tokenizer(config, job.model_path)
+        job.begin(load_preference_inputs(config, tokenizer), commit)
 
 
-def _tokenizer(model_path: Path, config: Config) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.model.trust_remote_code)
-
-
-def _logical_cpus(config: Config) -> int:
+def logical_cpus(config: Config) -> int:
     """Enough for every role: on one machine they take turns, so logical CPUs are no measure of load."""
     if config.ray.num_cpus is not None:
         return config.ray.num_cpus
@@ -118,10 +128,10 @@ def _placement(config: Config, cluster: Cluster) -> Placement:
     return placement
 
 
-def _header(config: Config, placement: Placement) -> Header:
+def _header(config: Config, placement: Placement, done: int) -> Header:
     parts = ", ".join(f"{r.count} {r.role}{'s' if r.count > 1 else ''}" for r in placement.roles)
     where = f"{placement.device}, {os.cpu_count()} cores; {parts}"
-    return Header(config.name, config.algorithm.name.upper(), config.model.path, where, config.steps)
+    return Header(config.name, config.algorithm.name.upper(), config.model.path, where, config.steps, max(0, done))
 
 
 def _refuse_other_config(config: Config, directory: RunDirectory) -> None:
@@ -166,5 +176,3 @@ def _finish(job: Job, directory: RunDirectory, console: Console) -> Outcome:
         )
     )
     return Outcome(report, policy, reason)
-
-

@@ -66,10 +66,11 @@ class PairSet:
 
 @dataclass(frozen=True, slots=True)
 class PreferenceInputs:
-    """Pairs to train on, and those an evaluation takes (None without data.heldout)."""
+    """Pairs to train on, and those an evaluation takes (None without data.heldout). read: rows that were read."""
 
     train: PairSet
     heldout: PairSet | None
+    read: int
 
 
 def load_tokenizer(config: Config, model_path: str | Path) -> Any:
@@ -123,10 +124,10 @@ def load_preference_inputs(config: Config, tokenizer: Tokenizer) -> PreferenceIn
     """All pairs, tokenised. DataError names every bad row."""
     source = load_preferences(preference_pair_settings(config), tokenizer)
     if config.data.heldout == 0:
-        return PreferenceInputs(PairSet(source), None)
+        return PreferenceInputs(PairSet(source), None, source.read)
     train, heldout = split_pairs(source, config.data.heldout, config.seed)
     evaluated = replace(heldout, pairs=heldout.pairs[: config.evaluation.prompts])
-    return PreferenceInputs(PairSet(train), PairSet(evaluated))
+    return PreferenceInputs(PairSet(train), PairSet(evaluated), source.read)
 
 
 def split_pairs(source: PreferenceSource, heldout: int, seed: int) -> tuple[PreferenceSource, PreferenceSource]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.config.schema import Config
-from cluster.errors import RunFailed
+from cluster.errors import RunFailed, UserError
 from cluster.run import checkpoint
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
@@ -172,20 +172,17 @@ class Job:
         checkpoint.prune(folder, self.config.checkpoint.keep_last, keep)
         self.events.write("checkpoint", f"committed step {step}", step, seconds=round(time.monotonic() - began, 2))
 
-    def restore(self) -> Path | None:
-        """Go back to the newest commit that verifies (to the start if there is none), and cut the records to it."""
-        found, damaged = checkpoint.latest_whole(self.directory.checkpoints)
-        for problem in damaged:
-            self.events.write("damaged", problem)
-            self.console.event(f"skipping a damaged checkpoint: {problem}")
-        if found is None:
-            self.ledger.clear()
-            return None
-        self.state = DriverState.load(found)
-        self.ledger.restore(found / "ledger.sqlite")
-        self.load_extra(found)
-        self.learner.load(str(found))
-        return found
+    def restore(self, commit: Path) -> None:
+        """Go back to a verified commit. UserError when it is of other data."""
+        expected = self.state.source
+        self.state = DriverState.load(commit)
+        if self.state.source != expected:
+            raise UserError(
+                f"{commit} was trained on other data; restore data.* to what it was or start a new run directory"
+            )
+        self.ledger.restore(commit / "ledger.sqlite")
+        self.load_extra(commit)
+        self.learner.load(str(commit))
 
     def save_extra(self, stage: Path) -> None:
         """What a kind of job adds to its checkpoint."""

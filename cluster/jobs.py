@@ -221,10 +221,18 @@ def train_job(
         if not here and not os.path.isabs(run_dir):
             raise UserError(f"--run-dir {run_dir} must be an absolute path (seen by every node) or a URL")
         run_dir = os.path.abspath(run_dir)
-    python = sys.executable if here else "python"
-    command = [python, "-m", "cluster.cli", "train", path.relative_to(root).as_posix(), *overrides, "ray.address=auto"]
+    command = ["-m", "cluster.cli", "train", path.relative_to(root).as_posix(), *overrides, "ray.address=auto"]
     command += ["--run-dir", run_dir, *(["--resume"] if resume else [])]
-    return JobSpec(submission_id, shlex.join(command), str(root), run_dir)
+    return JobSpec(submission_id, f"exec {_python()} {shlex.join(command)}", str(root), run_dir)
+
+
+def _python() -> str:
+    """Shell for the job's interpreter: this one where the head has it too (a local cluster), else the head's own.
+
+    Asked on the head, since a forwarded port makes another machine's job server look like this one's.
+    """
+    mine = shlex.quote(sys.executable)
+    return f"$(test -x {mine} && echo {mine} || echo python)"
 
 
 def checkout_root() -> Path:

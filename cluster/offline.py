@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from actors.data.order import PromptOrder
 from actors.data.preferences import PreferencePair
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
 from cluster.config import resolve
-from cluster.errors import UserError
 from cluster.inputs import PreferenceInputs
 from cluster.job import Job
 from cluster.placement import Placement
@@ -48,21 +46,17 @@ class OfflineJob(Job):
         timeout_s = config.ray.start_timeout_s
         self._building = self.learner.build(timeout_s)
 
-    def begin(self, inputs: PreferenceInputs, tokenizer: Any, resume: bool) -> None:
+    def begin(self, inputs: PreferenceInputs, commit: Path | None) -> None:
         config = self.config
         self.train, self.heldout = inputs.train, inputs.heldout
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
         self.state.source = self.train.fingerprint()
         self.console.phase("loading models")
         self.learner.wait_built(self._building, config.ray.start_timeout_s)
-        if resume:
-            expected = self.state.source
-            found = self.restore()
-            self.directory.truncate_after(self.state.step if found else -1)
-            if found is not None and self.state.source != expected:
-                raise UserError(
-                    f"{found} was trained on other pairs; restore data.* to what they were or start a new run directory"
-                )
+        if commit is not None:
+            self.restore(commit)
+        else:
+            self.ledger.clear()
 
     def take(self, step: int) -> StepColumns:
         """The next pairs of the order, admitted in the ledger, with the reference's log-probs."""

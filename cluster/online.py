@@ -18,20 +18,17 @@ from actors.data.order import PromptOrder
 from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, ScoreBatch
 from cluster.config import resolve
-from cluster.errors import RunFailed, UserError
+from cluster.errors import RunFailed
+from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
-from cluster.roles.scorer import RewardModelSpec, ScorerSpec
 from cluster.run.samples import write_samples
 from cluster.workers import LearnerGroup, RolloutPool, Samples, ScorerPool, StepColumns, get, put
 from learners.method import UpdateResult, needs_old
-
-HELDOUT_GROUP = 1 << 40
-"""Held-out prompts' groups start here: apart from every position of the training order."""
 
 
 class OnlineJob(Job):
@@ -62,7 +59,9 @@ class OnlineJob(Job):
         self.rollouts = RolloutPool(
             placement.role("rollout"), engine, rollout.engine, rollout.stall_timeout_s, rollout.timeout_s
         )
-        self.scorers = ScorerPool(placement.role("scorer"), self._scorer_spec(reward_specs, base), rollout.timeout_s)
+        self.scorers = ScorerPool(
+            placement.role("scorer"), scorer_spec(config, self.model_path, reward_specs, base), rollout.timeout_s
+        )
         self.publisher = Publisher(
             self.rollouts,
             self.learner,
@@ -78,26 +77,12 @@ class OnlineJob(Job):
         timeout_s = self.config.ray.start_timeout_s
         return self.learner.wait_built(self.learner.build(timeout_s), timeout_s)
 
-    def _scorer_spec(self, reward_specs: Sequence[Any], base: Path) -> ScorerSpec:
-        reward = self.config.reward
-        models = [RewardModelSpec(n, m.path, m.weight, m.max_length) for n, m in reward.models.items()]
-        limit = None if reward.memory_limit_gb is None else int(reward.memory_limit_gb * (1 << 30))
-        return ScorerSpec(
-            functions=tuple(reward_specs),
-            models=tuple(models),
-            tokenizer_path=str(self.model_path),
-            missing_eos_penalty=reward.missing_eos_penalty,
-            memory_limit_bytes=limit,
-            base=str(base),
-            device="cpu",
-        )
-
-    def begin(self, inputs: OnlineInputs, tokenizer: Any, resume: bool) -> None:
+    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
         """Wait for the workers, calibrate the probe, and restore the last commit or start at step 0."""
         config = self.config
         self.tokenizer = tokenizer
         self.train = inputs.train
-        self.heldout = self._heldout_prompts(inputs)
+        self.heldout = heldout_prompts(inputs)
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
         self.state.kl_coef = self.method.preset.kl_coef
         self.state.source = self.train.fingerprint()
@@ -109,8 +94,10 @@ class OnlineJob(Job):
         self.console.phase("probing the engines")
         self.recorded = self._first_probe()
         self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
-        if resume:
-            self._resume()
+        if commit is not None:
+            self._resume(commit)
+        else:
+            self.ledger.clear()
 
     def _first_probe(self) -> Any:
         n = self.config.weights.probe_samples
@@ -119,17 +106,10 @@ class OnlineJob(Job):
         samples = self.rollouts.generate(prompts, _once(one), self.publisher.version.number, n)
         return samples.recorded
 
-    def _resume(self) -> None:
-        expected, fresh = self.state.source, self.state.fresh_mismatch
-        found = self.restore()
-        self.directory.truncate_after(self.state.step if found else -1)
-        if found is None:
-            return
-        if self.state.source != expected:
-            raise UserError(
-                f"{found} was trained on other prompts; restore data.* to what they were or start a new run directory"
-            )
-        self.state.fresh_mismatch = self.publisher.fresh_mismatch = fresh
+    def _resume(self, commit: Path) -> None:
+        fresh = self.state.fresh_mismatch
+        self.restore(commit)
+        self.state.fresh_mismatch = fresh  # of these engines, not of the ones that are gone
         self.publish()
 
     # --- one step's verbs ---
@@ -212,12 +192,8 @@ class OnlineJob(Job):
         if not self.heldout:
             return
         self.console.phase("evaluating")
-        samples = self.rollouts.generate(
-            self.heldout, resolve.evaluation_settings(self.config), self.publisher.version.number
-        )
-        scores = self._fetch_scores(self.scorers.score(samples))[0]
-        order = np.argsort(np.array(samples.groups))
-        found = {"reward": scores.values[order], **{name: part[order] for name, part in scores.parts.items()}}
+        sampling = resolve.evaluation_settings(self.config)
+        found = heldout_scores(self.rollouts, self.scorers, self.heldout, sampling, self.publisher.version.number)
         if self.note_evaluation(step, found) and step > 0 and self.config.checkpoint.export:
             self.export(step)
 
@@ -251,12 +227,6 @@ class OnlineJob(Job):
     def load_extra(self, checkpoint: Path) -> None:
         with np.load(checkpoint / "recorded.npz", allow_pickle=False) as arrays:
             self.recorded = put(SampleBatch(**{name: arrays[name] for name in SampleBatch.__slots__}))
-
-    def _heldout_prompts(self, inputs: OnlineInputs) -> list[Prompt]:
-        if inputs.heldout is None:
-            return []
-        limit = self.config.evaluation.prompts or len(inputs.heldout)
-        return inputs.heldout.prompts((row, HELDOUT_GROUP + row) for row in range(min(limit, len(inputs.heldout))))
 
     def _note_rollout(self, stats: RolloutStats, seconds: float) -> None:
         self.role("rollout", "generate", seconds)

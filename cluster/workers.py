@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.engine import EngineSettings
 from actors.rollout import RolloutStats
@@ -309,3 +310,36 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAnswer:
+    """What one node answered; exactly one of `value` and `error` is set."""
+
+    node: str
+    value: Any
+    error: str | None
+
+
+def on_every_node(function: Any, *arguments: Any, timeout_s: float) -> list[NodeAnswer]:
+    """Run `function(*arguments)` once on each live node, all at once; a node that fails says why."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    task = ray.remote(num_cpus=0)(function)
+    refs = [
+        task.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
+        ).remote(*arguments)
+        for node in nodes
+    ]
+    ready, _ = ray.wait(refs, num_returns=len(refs), timeout=timeout_s, fetch_local=False)
+    answers = []
+    for node, ref in zip(nodes, refs, strict=True):
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        if ref not in ready:
+            answers.append(NodeAnswer(name, None, f"no answer within {timeout_s:g} s"))
+            continue
+        try:
+            answers.append(NodeAnswer(name, ray.get(ref), None))
+        except RayError as error:  # fault boundary: one node's failure is a finding, the others still answer
+            answers.append(NodeAnswer(name, None, str(error).strip().splitlines()[-1]))
+    return answers

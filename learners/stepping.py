@@ -27,10 +27,11 @@ def optimise(
 ) -> tuple[StepResult, dict[str, float]]:
     """Accumulate the gradient of the rows' loss over this rank's share and step once."""
     shares = micro_batches(batch, rows, max_tokens, rank=engine.rank, ranks=engine.world_size)
+    # A rank with fewer micro-batches forwards the first pair again, weighed zero: ZeRO's collectives stay in step.
+    filler = [row for row in rows if batch.group_rows[row] == batch.group_rows[rows[0]]][:2]
     sums: dict[str, torch.Tensor] = {}
     for i, micro in enumerate(shares):
-        # A rank with fewer micro-batches forwards the first row again, weighed zero: ZeRO's collectives stay in step.
-        real = micro if micro is not None else micro_batches(batch, rows[:1], max_tokens)[0]
+        real = micro if micro is not None else micro_batches(batch, filler, max_tokens)[0]
         loss, metrics = micro_loss(to_tensors(real, engine.device), real)
         if micro is None:
             loss = loss * 0.0

@@ -86,12 +86,12 @@ def unreachable_reason(address: str, environment: Mapping[str, str], timeout_s: 
             RAY_ADDRESS_FILE.read_text().strip() if RAY_ADDRESS_FILE.is_file() else ""
         )
         if not where:
-            return "ray.address is auto and no Ray cluster runs here; run `ray start --head` first, or set it to local"
+            return "no Ray cluster runs here, got auto; run `ray start --head` first, or set it to local"
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         host, port = where, str(GCS_PORT)
     try:
         socket.create_connection((host, int(port)), timeout_s).close()
     except OSError as error:
-        return f"no Ray cluster answers at {where} ({error.strerror or error}); start one there, or set ray.address"
+        return f"no Ray cluster answers at {where} ({error.strerror or error}); start one there, or set it to local"
     return None

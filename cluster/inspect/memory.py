@@ -1,6 +1,6 @@
 """The memory plan: what each role's process will hold, in bytes, from sizes alone. Pure.
 
-In: a Config, the models' facts, a Placement. Out: `RoleMemory` per role, and what that asks of a machine or of each GPU.
+In: a Config, the models' facts, a Placement. Out: `RoleMemory` per role, and what that asks of a machine or each GPU.
 Weights, gradients and optimiser state follow from the code (float32 gradients, masters and two moments); activations,
 logits and runtimes are estimates and say so. Left out: fragmentation, and what the machine has (machine.py).
 """
@@ -16,12 +16,12 @@ from cluster.inspect.model import ModelFacts
 from cluster.placement import Placement
 
 BYTES = {"bfloat16": 2, "float32": 4}
-RUNTIME = {"learner": 900 << 20, "rollout": 1300 << 20, "scorer": 700 << 20}
+RUNTIME = {"learner": 600 << 20, "rollout": 900 << 20, "scorer": 400 << 20}
 """Resident bytes of a process with its imports, before any model (learner: torch, DeepSpeed; rollout: vLLM)."""
 GPU_CONTEXT = 600 << 20
 DRIVER = 1 << 30
 """Driver, supervisor and Ray's own processes on the head node."""
-HOST_PARTS = ("runtime", "offloaded")
+HOST_PARTS = ("runtime", "offloaded state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def _trained(parameters: int, zero: Zero, ranks: int, element: int) -> dict[str,
         "weights": 0 if zero.offload_parameters == "cpu" else weights,
         "gradients": parameters * 4 // (ranks if zero.stage >= 2 else 1),
         "optimiser": 0 if zero.offload_optimizer == "cpu" else state,
-        "offloaded": (weights if zero.offload_parameters == "cpu" else 0)
+        "offloaded state": (weights if zero.offload_parameters == "cpu" else 0)
         + (state if zero.offload_optimizer == "cpu" else 0),
     }
     return {part: size for part, size in parts.items() if size}

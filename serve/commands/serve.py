@@ -28,11 +28,12 @@ def serve(
 ) -> None:
     """Serve a tuned policy: OpenAI's API, streaming and log-probs; every answer names the policy version."""
     from serve.policy import ServeInputError, find_policy
-    from serve.session import ServeFailed, serving
+    from serve.session import ServeFailed, require_free_port, serving
     from serve.settings import ServeSettings, token_from
 
     try:
         policy = find_policy(target, step)
+        require_free_port(host, port)
         settings = ServeSettings(
             replicas=replicas,
             gpus=_gpus() if gpus is None else gpus,

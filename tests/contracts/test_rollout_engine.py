@@ -156,7 +156,7 @@ def test_a_sample_depends_on_its_seed_not_on_company_order_or_history(engine):
 
 
 def test_the_same_wave_gives_the_same_bits_whatever_ran_before(engine):
-    """Prompts longer than a block of the cache: read anew in the first wave, they must not come from it in the second."""
+    """Prompts longer than a block of the cache: what the first wave read must not stand in for it in the second."""
     long = tuple(range(4, 44))
     requests = [request(i, prompt_tokens=(*long, 50 + i), max_tokens=5) for i in range(8)]
     first = run(engine, requests)

@@ -139,7 +139,7 @@ def test_full_parameters_are_complete_in_order_bit_right_and_within_the_bucket(r
         assert mine["names"][0] == "model.embed_tokens.weight"
         assert mine["bit_equal"]
         # Bytes in order: embedding 24576; each layer q 32768, k and v 16384, o 32768, three of 40960, two norms of 256;
-        # last norm 256. At most 70,000 together: embedding + q, k + v + o, gate, up, down + norms, q + k + v, o, gate, ...
+        # last norm 256. At most 70,000 together: embedding + q, k + v + o, gate, up, down + norms, q + k + v, o, ...
         assert mine["sizes"] == [2, 3, 1, 1, 3, 3, 1, 1, 1, 4]
 
 

@@ -6,49 +6,30 @@ stale packed head, an update that loads nothing) and check that log-probs of rec
 
 from __future__ import annotations
 
+import multiprocessing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from actors.buckets import make_buckets
-from actors.engine import EngineBetweenVersions, EngineSettings, Request
+from actors.engine import EngineBetweenVersions, Request
 from actors.reception import PublishRefused
 from actors.rollout import RolloutWorker, WorkerState
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightBucket, digest_buckets
-from tests.fixtures.engines import ENGINES, start_engine
+from tests.fixtures.engines import BUCKET_BYTES, ENGINES, Pair, start_engine, update
 from tests.fixtures.tiny_model import make_tiny_model
 
 PROMPTS = [(2, *range(10, 10 + n)) for n in (40, 41, 5)]
 """Two share a prefix longer than a block of the cache, so a stale one would be hit."""
-BUCKET_BYTES = 50_000
-"""Less than a fused layer's pieces together: layers are completed across buckets."""
 
 
-class Pair:
-    """Two models of one shape, an engine started on each, and the buckets of both."""
-
-    def __init__(self, kind: str, tied: bool, root) -> None:
-        self.tied = tied
-        self.paths = [make_tiny_model(root / f"{seed}", tied=tied, seed=seed) for seed in (0, 1)]
-        self.live, self.fresh = (start_engine(kind, self.settings(path)) for path in self.paths)
-        self.buckets = [
-            list(make_buckets(load_file(p / "model.safetensors").items(), BUCKET_BYTES)) for p in self.paths
-        ]
-
-    @staticmethod
-    def settings(path) -> EngineSettings:
-        return EngineSettings(str(path), dtype="float32", max_model_len=96, max_num_seqs=4, kv_cache_bytes=1 << 26)
-
-    def back(self) -> None:
-        """The live engine on its first weights again, whatever a test did to it."""
-        self.live.abort([f"r{i}" for i in range(16)])
-        update(self.live, self.buckets[0])
+KINDS = [(kind, tied) for kind in ENGINES for tied in (True, False)]
 
 
-@pytest.fixture(
-    scope="module", params=[(k, t) for k in ENGINES for t in (True, False)], ids=lambda p: f"{p[0]}-tied{p[1]}"
-)
+@pytest.fixture(scope="module", params=KINDS, ids=[f"{kind}-{'tied' if tied else 'untied'}" for kind, tied in KINDS])
 def shared(request, tmp_path_factory):
     pair = Pair(*request.param, tmp_path_factory.mktemp("pair"))
     yield pair
@@ -60,13 +41,6 @@ def shared(request, tmp_path_factory):
 def pair(shared):
     yield shared
     shared.back()
-
-
-def update(engine, buckets: list[WeightBucket]) -> None:
-    engine.start_update()
-    for bucket in buckets:
-        engine.load_bucket(bucket)
-    engine.finish_update()
 
 
 def add(engine, count: int = 3, max_tokens: int = 8) -> None:
@@ -284,3 +258,20 @@ def test_a_skipped_load_shows_in_the_logprobs_of_recorded_responses(pair, monkey
     monkeypatch.setattr(pair.live, "load_bucket", lambda bucket: None)
     monkeypatch.setattr(pair.live, "finish_update", lambda: None)
     assert mean_difference(pair.live, pair.fresh, recorded) > 0.3
+
+
+def test_two_tensor_parallel_workers_take_the_same_buckets_as_one(tmp_path):
+    """The engine's own processes load their shards by the same path, and leave with it."""
+    old, new = (make_tiny_model(tmp_path / f"{seed}", seed=seed) for seed in (0, 1))
+    buckets = list(make_buckets(load_file(new / "model.safetensors").items(), BUCKET_BYTES))
+    split = start_engine("vllm", replace(Pair.settings(old), tensor_parallel=2))
+    workers = multiprocessing.active_children()
+    update(split, buckets)
+    found, scored = generate(split), split.logprobs(PROMPTS[:1], [[5, 6, 7]])[0]
+    split.close()
+    whole = start_engine("vllm", Pair.settings(new))
+    expected = generate(whole)
+    np.testing.assert_allclose(scored, whole.logprobs(PROMPTS[:1], [[5, 6, 7]])[0], atol=1e-4)
+    whole.close()
+    assert {i: tokens for i, (tokens, _) in found.items()} == {i: tokens for i, (tokens, _) in expected.items()}
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)

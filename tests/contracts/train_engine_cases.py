@@ -1,8 +1,8 @@
 """What runs inside the rank processes of test_train_engine: drives one engine of each kind and reports numbers as JSON.
 
-In: rank, world size, {"folder", "cases": {kind: names}}. Out: {kind: {case: numbers}}; the test
-file holds the expectations. Two models: `Line`, whose gradients are its inputs, so that every number can be worked out by hand; and a tiny Llama with
-tied embeddings. Left out: asserting.
+In: rank, world size, {"folder", "cases": {kind: names}}. Out: {kind: {case: numbers}}; the test file holds the
+expectations. Two models: `Line`, whose gradients are its inputs, so that every number can be worked out by hand; and a
+tiny Llama with tied embeddings. Left out: asserting.
 """
 
 from __future__ import annotations

@@ -114,7 +114,9 @@ def test_the_hand_written_backward_is_autograds_across_chunk_boundaries(n, tempe
     only_lp = logits.clone().requires_grad_()
     _LogProbs.apply(only_lp, targets, 1.0 / temperature)[0].backward(g_lp)
     table_grad = torch.autograd.functional.vjp(
-        lambda z: torch.log_softmax(z / temperature, -1).gather(1, targets[:, None])[:, 0], logits.double(), g_lp.double()
+        lambda z: torch.log_softmax(z / temperature, -1).gather(1, targets[:, None])[:, 0],
+        logits.double(),
+        g_lp.double(),
     )[1]
     assert (only_lp.grad - table_grad).abs().max() < 1e-5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -122,7 +123,7 @@ def test_job_ships_the_working_directory_without_what_is_only_local_and_gives_ti
 def test_used_id_is_a_user_error_that_says_what_to_do() -> None:
     jobs = Jobs(FakeClient(), HERE)
     jobs.submit(_spec())
-    with pytest.raises(UserError, match="a job named first already exists at .*--id"):
+    with pytest.raises(UserError, match=r"a job named first already exists at .*--id"):
         jobs.submit(_spec())
 
 
@@ -145,7 +146,7 @@ def test_status_tells_state_run_directory_and_times_in_seconds() -> None:
 
 @pytest.mark.parametrize("verb", ["status", "logs", "cancel"])
 def test_unknown_job_is_named_by_every_verb(verb: str) -> None:
-    with pytest.raises(UserError, match="there is no job nope at .*raylign jobs"):
+    with pytest.raises(UserError, match=r"there is no job nope at .*raylign jobs"):
         getattr(Jobs(FakeClient(), HERE), verb)("nope")
 
 
@@ -223,7 +224,8 @@ def test_train_job_attaches_to_the_cluster_it_runs_on_whatever_the_config_says(t
         now=datetime(2026, 8, 1, 12, 30, 0),
     )
     assert spec.entrypoint == (
-        "python -m cluster.cli train tiny.yaml ray.address=local steps=2 ray.address=auto --run-dir /shared/first"
+        f"exec $(test -x {sys.executable} && echo {sys.executable} || echo python) -m cluster.cli train "
+        "tiny.yaml ray.address=local steps=2 ray.address=auto --run-dir /shared/first"
     )
     assert spec.submission_id == "tiny-20260801-123000"
     assert spec.working_dir == str(tmp_path)

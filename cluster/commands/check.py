@@ -1,0 +1,72 @@
+"""`raylign check CONFIG`: everything that can be known before a worker starts, all problems at once.
+
+In: a config, overrides, the run directory it is meant for. Out: a report (exit 0), or every problem on stderr in the
+config's error format (exit 2). With --plan-only what this machine lacks is said but is no error. `problems` is the same
+look for `raylign train`. Left out: what only workers know (engines that start, GPUs of other nodes).
+"""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cluster.config import Config, Problem
+    from cluster.run.directory import RunDirectory
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="A recipe, such as deploy/recipes/grpo_demo.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Where the run would go. Default: runs/NAME.")] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="What this machine lacks (GPUs, memory, a hub model) is no error.")
+    ] = False,
+) -> None:
+    """Check a config without running it: model, memory, placement, data, rewards, with three rendered samples."""
+    from rich.console import Console
+
+    from cluster.config import ConfigError, load_config
+    from cluster.inspect.examine import examine
+    from cluster.inspect.report import print_report, runs_on
+    from cluster.run.directory import RunDirectory
+
+    loaded = load_config(config, overrides or [])
+    directory = RunDirectory(run_dir or f"runs/{loaded.name}")
+    found = examine(loaded, directory.root)
+    wrong = found.wrong if plan_only else found.problems
+    if wrong:
+        raise ConfigError(str(config), wrong)
+    if (in_use := run_directory_note(directory)) is not None:
+        found.notes.append(in_use)
+    print_report(found, Console(highlight=False))
+    for problem in found.cannot_run:
+        typer.echo(f"cannot run on this machine: {problem}")
+    if found.cannot_run:
+        typer.echo(f"runs on {runs_on(found)}")
+    else:
+        typer.echo(f"{config}: no problems")
+
+
+def problems(config: Config, run_dir: str | None = None) -> list[Problem]:
+    """What keeps this config from running here; empty if nothing does."""
+    from cluster.inspect.examine import examine
+    from cluster.run.directory import RunDirectory
+
+    return examine(config, RunDirectory(run_dir or f"runs/{config.name}").root).problems
+
+
+def run_directory_note(directory: RunDirectory) -> str | None:
+    """A sentence where the directory holds a run already, or a driver works in it; nothing is touched."""
+    if not directory.config_file.is_file():
+        return None
+    if directory.lock_file.is_file():
+        with directory.lock_file.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return f"{directory} is in use by a running driver; stop that run or give another --run-dir"
+    return f"{directory} already holds a run; train it on with --resume, or give another --run-dir"

@@ -1,0 +1,55 @@
+"""Held-out prompts through a pool and scorers: what `raylign eval` and the training loops share.
+
+In: a rollout pool, scorers, prompts. Out: score arrays by reward name, in the prompts' order. Left out: intervals
+(run/evaluation.py), when to evaluate (the loops).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.types import Prompt, SamplingSettings, ScoreBatch
+from cluster.config import Config
+from cluster.inputs import OnlineInputs
+from cluster.roles.scorer import RewardModelSpec, ScorerSpec
+from cluster.workers import RolloutPool, ScorerPool
+
+HELDOUT_GROUP = 1 << 40
+"""Held-out prompts' groups start here: apart from every position of the training order."""
+
+
+def heldout_prompts(inputs: OnlineInputs) -> list[Prompt]:
+    """The held-out prompts, in a fixed order."""
+    if inputs.heldout is None:
+        return []
+    return inputs.heldout.prompts((row, HELDOUT_GROUP + row) for row in range(len(inputs.heldout)))
+
+
+def heldout_scores(
+    pool: RolloutPool, scorers: ScorerPool, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int
+) -> dict[str, np.ndarray]:
+    """One response per prompt, scored: "reward" is the weighted sum, the rest its parts. NaN: no score."""
+    samples = pool.generate(prompts, sampling, version)
+    pairs = scorers.score(samples)
+    scores = ScoreBatch.concat(scorers.wait([scores for scores, _ in pairs]))
+    order = np.argsort(np.array(samples.groups))
+    return {"reward": scores.values[order], **{name: part[order] for name, part in scores.parts.items()}}
+
+
+def scorer_spec(config: Config, tokenizer_path: Path, functions: Sequence[Any], base: Path) -> ScorerSpec:
+    """What each scorer is told; `base` is the folder that reward files are named from."""
+    reward = config.reward
+    limit = None if reward.memory_limit_gb is None else int(reward.memory_limit_gb * (1 << 30))
+    return ScorerSpec(
+        functions=tuple(functions),
+        models=tuple(RewardModelSpec(n, m.path, m.weight, m.max_length) for n, m in reward.models.items()),
+        tokenizer_path=str(tokenizer_path),
+        missing_eos_penalty=reward.missing_eos_penalty,
+        memory_limit_bytes=limit,
+        base=str(base),
+        device="cpu",
+    )

@@ -1,0 +1,199 @@
+"""The data and the rewards, tried before a run: every row read, three samples rendered, each reward function called.
+
+In: a Config and the policy's tokenizer. Out: `DataFindings`, `RewardFindings`, and Problems for what is wrong.
+Reward functions run in their own process, as in a run. Left out: reward models (their files are examine.py's), Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from actors.data import DataError, PromptOrder
+from actors.data.chat import Tokenizer
+from actors.data.errors import LISTED
+from actors.data.rows import read_rows
+from actors.rewards.runner import RewardError, RewardRunner
+from cluster.config import Config, Problem
+from cluster.inputs import (
+    OnlineInputs,
+    PreferenceInputs,
+    load_inputs,
+    load_preference_inputs,
+    preference_pair_settings,
+    prompt_settings,
+    prompt_window,
+    reward_specs,
+)
+
+RENDERED = 3
+IGNORANT = "I do not know."
+"""The response no task rewards: tried beside the answer that the data hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One sample as the policy reads it. text: decoded ids, special tokens shown; columns: what the rewards see."""
+
+    title: str
+    text: str
+    tokens: int
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFindings:
+    """rows: what became of what was read, by name, in order. samples: the first of the training order."""
+
+    name: str
+    rows: Mapping[str, int]
+    longest: int
+    window: int
+    samples: tuple[Rendered, ...]
+    inputs: OnlineInputs | PreferenceInputs
+
+
+@dataclass(frozen=True, slots=True)
+class RewardFindings:
+    """For each part its mean score over the samples tried: of the data's answer, and of IGNORANT. None: no score."""
+
+    answered: Mapping[str, float | None]
+    ignorant: Mapping[str, float | None]
+
+
+def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | None, list[Problem]]:
+    """Read and tokenise all rows; every bad one is a Problem."""
+    load = load_preference_inputs if config.algorithm.name == "dpo" else load_inputs
+    try:
+        inputs = load(config, tokenizer)
+    except DataError as error:
+        return None, _listed(error)
+    except ValueError as error:  # no chat template, or settings that the readers refuse
+        return None, [Problem("data", str(error))]
+    if isinstance(inputs, PreferenceInputs):
+        return _pairs(config, inputs, tokenizer), []
+    return _prompts(config, inputs, tokenizer), []
+
+
+def first_row_problems(config: Config) -> list[Problem]:
+    """What is wrong with the source itself, without a tokenizer: no such file, task or parameter."""
+    settings = preference_pair_settings(config) if config.algorithm.name == "dpo" else prompt_settings(config)
+    try:
+        next(iter(read_rows(settings.origin)), None)
+    except DataError as error:
+        return _listed(error)
+    return []
+
+
+def _listed(error: DataError) -> list[Problem]:
+    problems = [Problem(where, reason) for where, reason in error.problems[:LISTED]]
+    if len(error.problems) > LISTED:
+        problems.append(Problem("data", f"... and {len(error.problems) - LISTED} more bad rows"))
+    return problems
+
+
+def _prompts(config: Config, inputs: OnlineInputs, tokenizer: Tokenizer) -> DataFindings:
+    train, heldout = inputs.train, inputs.heldout
+    counts = train.counts
+    rows = {
+        "read": counts.read,
+        "to train on": len(train),
+        "held out": len(heldout) if heldout else 0,
+        "skipped as invalid": counts.skipped,
+        "truncated": counts.truncated,
+        "dropped as too long": counts.dropped,
+        "duplicates left out": counts.duplicates,
+        "left out as held-out questions": counts.heldout,
+        "questions shared by both": len(train.questions & heldout.questions) if heldout else 0,
+    }
+    samples = [
+        Rendered(
+            f"prompt {row} ({train.rows[row].where})",
+            tokenizer.decode(list(train.rows[row].token_ids), skip_special_tokens=False),
+            len(train.rows[row].token_ids),
+            train.rows[row].data,
+        )
+        for row in _first_rows(config, len(train))
+    ]
+    longest = max(len(row.token_ids) for row in (*train.rows, *(heldout.rows if heldout else ())))
+    return DataFindings(train.name, rows, longest, prompt_window(config), tuple(samples), inputs)
+
+
+def _pairs(config: Config, inputs: PreferenceInputs, tokenizer: Tokenizer) -> DataFindings:
+    train, heldout = inputs.train, inputs.heldout
+    prompts = [{pair.prompt_tokens for pair in part.source.pairs} if part else set() for part in (train, heldout)]
+    source = train.source
+    rows = {
+        "read": inputs.read,
+        "to train on": len(train),
+        "held out": len(heldout) if heldout else 0,
+        "skipped as invalid": source.skipped,
+        "truncated": source.truncated,
+        "dropped as too long": source.dropped,
+        "left out as held-out prompts": inputs.read - source.read - (len(heldout) if heldout else 0),
+        "prompts shared by both": len(prompts[0] & prompts[1]),
+    }
+    samples = []
+    for row in _first_rows(config, len(train)):
+        pair = train[row]
+        for side, ids in (("chosen", pair.chosen_tokens), ("rejected", pair.rejected_tokens)):
+            whole = [*pair.prompt_tokens, *ids]
+            text = tokenizer.decode(whole, skip_special_tokens=False)
+            samples.append(Rendered(f"pair {row}, {side}", text, len(whole), {}))
+    longest = max(len(p.prompt_tokens) + max(len(p.chosen_tokens), len(p.rejected_tokens)) for p in source.pairs)
+    return DataFindings(source.name, rows, longest, config.model.max_length, tuple(samples), inputs)
+
+
+def _first_rows(config: Config, count: int) -> list[int]:
+    order = PromptOrder(count, config.seed, config.data.shuffle)
+    return [row for row, _ in order.take(0, min(RENDERED, count))]
+
+
+def start_rewards(config: Config) -> tuple[RewardRunner | None, list[Problem]]:
+    """The reward process with every function loaded; all that do not load are Problems."""
+    limit = config.reward.memory_limit_gb
+    try:
+        runner = RewardRunner(
+            reward_specs(config), memory_limit_bytes=None if limit is None else int(limit * (1 << 30))
+        )
+    except RewardError as error:
+        return None, [Problem("reward.functions", line.strip()) for line in str(error).splitlines()[1:]]
+    return runner, []
+
+
+def try_rewards(runner: RewardRunner, samples: Sequence[Rendered]) -> tuple[RewardFindings, list[Problem]]:
+    """Score the data's answer and IGNORANT on each sample; a function that scores none of them is a Problem."""
+    trials = [
+        (sample, response)
+        for sample in samples
+        for response in (*([str(sample.columns["answer"])] if "answer" in sample.columns else []), IGNORANT)
+    ]
+    facts = [{"response_tokens": 8, "finish_reason": "stop"} for _ in trials]
+    scores = runner.score(
+        [sample.columns["prompt"] for sample, _ in trials],
+        [response for _, response in trials],
+        [{**sample.columns, **fact} for (sample, _), fact in zip(trials, facts, strict=True)],
+    )
+    ignorant = [response is IGNORANT for _, response in trials]
+    problems = []
+    for spec in runner.specs:
+        if all(value != value for value in scores.parts[spec.name]):
+            reasons = [reason for _, reason in sorted(scores.errors.items()) if repr(spec.name) in reason]
+            why = reasons[0] if reasons else "returned no finite number (its weight is 0, so the run would go on)"
+            problems.append(
+                Problem(
+                    f"reward.functions.{spec.name}", f"scored none of {len(trials)} trial responses; the first: {why}"
+                )
+            )
+    parts = scores.parts
+    answered = {
+        name: _mean([v for v, i in zip(column, ignorant, strict=True) if not i]) for name, column in parts.items()
+    }
+    unknown = {name: _mean([v for v, i in zip(column, ignorant, strict=True) if i]) for name, column in parts.items()}
+    return RewardFindings(answered, {name: float("nan") if v is None else v for name, v in unknown.items()}), problems
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = [float(value) for value in values if value == value]
+    return sum(known) / len(known) if known else None

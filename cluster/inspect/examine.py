@@ -1,0 +1,232 @@
+"""Everything about a config that can be known before a worker starts, in one pass.
+
+In: a checked Config (and the run directory it is meant for). Out: `Examination`: `wrong` (must be mended wherever the
+run goes), `cannot_run` (this machine lacks something), and findings for the report. Left out: printing (report.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.engine_limits import read_model_config, unsupported_reason
+from cluster.config import Config, Problem
+from cluster.config.resolve import engine_settings
+from cluster.inputs import is_hub_id, load_tokenizer
+from cluster.inspect.data import (
+    DataFindings,
+    RewardFindings,
+    first_row_problems,
+    look_at_data,
+    start_rewards,
+    try_rewards,
+)
+from cluster.inspect.fit import cache_problems, disk_problems, memory_problems
+from cluster.inspect.machine import GIB, Machine, this_machine, unreachable_reason
+from cluster.inspect.memory import MemoryPlan, gpu_bytes_needed, plan_memory
+from cluster.inspect.model import FoundModel, ModelFacts, facts_of, find_model
+from cluster.placement import Placement, plan, shortage
+
+
+@dataclass(slots=True)
+class Examination:
+    """wrong and cannot_run are Problems; notes are sentences. What could not be found out stays None. device: where
+    the plan runs; gpus_needed, gpu_bytes: what the same plan asks of GPUs."""
+
+    config: Config
+    machine: Machine
+    wrong: list[Problem] = field(default_factory=list)
+    cannot_run: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    model: FoundModel | None = None
+    facts: ModelFacts | None = None
+    placement: Placement | None = None
+    memory: MemoryPlan | None = None
+    gpus_needed: float = 0.0
+    gpu_bytes: int | None = None
+    tokenizer: Any = None
+    data: DataFindings | None = None
+    rewards: RewardFindings | None = None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All of both kinds: what keeps a run from starting here."""
+        return [*self.wrong, *self.cannot_run]
+
+
+def examine(config: Config, run_dir: Path | None = None, machine: Machine | None = None) -> Examination:
+    """Look at packages, models, plan, data and rewards. The reward process starts while the data are read."""
+    found = Examination(config, machine or this_machine())
+    found.wrong += _missing_packages(config)
+    with ThreadPoolExecutor(1) as helper:
+        starting = helper.submit(start_rewards, config) if config.reward.functions else None
+        try:
+            _look_at_models(found)
+            _plan(found, run_dir)
+            _look_at_inputs(found)
+        finally:
+            runner, problems = starting.result() if starting else (None, [])
+    found.wrong += problems
+    if runner is not None:
+        with runner:
+            if found.data is not None:
+                found.rewards, problems = try_rewards(runner, found.data.samples)
+                found.wrong += problems
+    return found
+
+
+def _missing_packages(config: Config) -> Iterator[Problem]:
+    online = config.algorithm.name != "dpo"
+    needed = [
+        ("rollout.engine", "vllm", "raylign[cpu] or raylign[cuda]", online and config.rollout.engine == "vllm"),
+        ("learner.backend", "deepspeed", "raylign", config.learner.backend == "deepspeed"),
+        ("tracking.wandb", "wandb", "raylign[tracking]", config.tracking.wandb is not None),
+        ("tracking.mlflow", "mlflow", "raylign[tracking]", config.tracking.mlflow is not None),
+    ]
+    for path, module, extra, used in needed:
+        if used and importlib.util.find_spec(module) is None:
+            yield Problem(path, f"the package {module} is not installed; run: pip install '{extra}'")
+
+
+def _look_at_models(found: Examination) -> None:
+    config = found.config
+    found.model = find_model(config.model.path)
+    _report_missing(found, "model.path", found.model)
+    found.facts = facts_of(found.model)
+    if found.model.path is None:
+        return
+    settings = engine_settings(config, str(found.model.path))
+    device = "cuda" if found.machine.gpus else "cpu"
+    described = read_model_config(str(found.model.path))
+    if config.algorithm.name != "dpo" and config.rollout.engine == "vllm":
+        anywhere = unsupported_reason(described, settings, "cuda")
+        here = unsupported_reason(described, settings, device)
+        if anywhere:
+            found.wrong.append(Problem("model", anywhere))
+        elif here:
+            found.cannot_run.append(Problem("model.path", here))
+    positions = found.facts.positions
+    if positions and config.model.max_length > positions and not any(p.path == "model" for p in found.wrong):
+        found.wrong.append(
+            Problem(
+                "model.max_length", f"must be at most the model's {positions} positions, got {config.model.max_length}"
+            )
+        )
+
+
+def _report_missing(found: Examination, path: str, model: FoundModel) -> None:
+    if model.wrong:
+        found.wrong.append(Problem(path, model.reason))
+    elif model.path is None:
+        found.cannot_run.append(Problem(path, model.reason))
+    elif model.reason:
+        found.notes.append(f"{path}: {model.reason}")
+
+
+def _plan(found: Examination, run_dir: Path | None) -> None:
+    """Placement, memory and disk, here and as GPUs would run it."""
+    config, machine = found.config, found.machine
+    here = config.ray.address == "local"
+    unreachable = unreachable_reason(config.ray.address, os.environ)
+    if unreachable:
+        found.cannot_run.append(Problem("ray.address", unreachable))
+    everywhere = plan(config, machine.cpus, float("inf"))
+    found.gpus_needed = everywhere.gpus
+    # On a cluster its own nodes count, not this one: the plan is for its GPUs.
+    found.placement = plan(config, machine.cpus, float(len(machine.gpus))) if here else everywhere
+    lacking = shortage(found.placement, len(machine.gpus)) if here else None
+    if lacking:
+        found.cannot_run.append(Problem("placement", lacking))
+    critic, rewards = _other_models(found)
+    if found.facts is None:
+        found.notes.append(f"model.path: nothing tells how large {config.model.path} is, so memory is not planned")
+        return
+    found.memory = plan_memory(config, found.facts, critic, rewards, found.placement)
+    found.gpu_bytes = gpu_bytes_needed(config, plan_memory(config, found.facts, critic, rewards, everywhere))
+    if here:
+        found.cannot_run += memory_problems(config, machine, found.memory, found.gpu_bytes)
+        if not machine.gpus and machine.available < found.memory.total <= machine.memory:
+            needed, free = found.memory.total / GIB, machine.available / GIB
+            found.notes.append(f"memory: the plan needs about {needed:.1f} GB and {free:.1f} GB are free now")
+    if config.algorithm.name != "dpo" and found.placement.device == "cpu":
+        found.wrong += cache_problems(config, found.facts)
+    if run_dir is not None and here:
+        found.cannot_run += disk_problems(config, found.facts, critic, run_dir)
+
+
+def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFacts | None]]:
+    """The critic's and the reward models' facts; what is wrong with them is noted."""
+    config, critic = found.config, None
+    if config.critic is not None:
+        critic = found.facts
+        if config.critic.path is not None:
+            model = _plain_model(found, "critic.path", config.critic.path)
+            critic = facts_of(model) if model else None
+        layers = config.critic.layers
+        if critic and critic.layers and layers is not None and layers > critic.layers:
+            found.wrong.append(Problem("critic.layers", f"must be at most the model's {critic.layers}, got {layers}"))
+    rewards = []
+    for name, reward in config.reward.models.items():
+        path = f"reward.models.{name}.path"
+        model = _plain_model(found, path, reward.path)
+        rewards.append(facts_of(model) if model else None)
+        if model and model.path is not None:
+            described = read_model_config(str(model.path))
+            labels = int(described.get("num_labels") or len(described.get("id2label", {"0": "", "1": ""})))
+            if labels != 1:
+                found.wrong.append(
+                    Problem(
+                        path,
+                        f"a reward model has one label, {reward.path} has {labels}; export its head with num_labels 1",
+                    )
+                )
+    return critic, rewards
+
+
+def _plain_model(found: Examination, path: str, reference: str) -> FoundModel | None:
+    """A model that workers load by its reference: a directory or a hub id, not a package's file."""
+    if reference.startswith("package:"):
+        found.wrong.append(Problem(path, f"must be a model directory or a hub id, got {reference}"))
+        return None
+    model = find_model(reference)
+    _report_missing(found, path, model)
+    return model
+
+
+def _look_at_inputs(found: Examination) -> None:
+    model = found.model
+    if model.path is None:
+        _note_source(found, first_row_problems(found.config))
+        found.notes.append("data and rewards: not tried, for the model's tokenizer is not here")
+        return
+    try:
+        found.tokenizer = load_tokenizer(found.config, model.path)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        found.wrong.append(
+            Problem("model.path", f"its tokenizer cannot be loaded ({reason}); add the tokenizer's files")
+        )
+        return
+    if found.facts.vocabulary and len(found.tokenizer) > found.facts.vocabulary:
+        found.wrong.append(
+            Problem(
+                "model.path",
+                f"the tokenizer has {len(found.tokenizer)} tokens and the model {found.facts.vocabulary}; "
+                "they belong to different models",
+            )
+        )
+    found.data, problems = look_at_data(found.config, found.tokenizer)
+    _note_source(found, problems)
+
+
+def _note_source(found: Examination, problems: list[Problem]) -> None:
+    """A hub that does not answer is this machine's lack; every other problem of the data is the data's."""
+    data = found.config.data
+    hub = f"{data.path}[{data.split}]" if data.path is not None and is_hub_id(data.path) else None
+    for problem in problems:
+        (found.cannot_run if problem.path == hub else found.wrong).append(problem)

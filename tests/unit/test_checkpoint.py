@@ -1,0 +1,148 @@
+"""The commit: only a directory whose every byte is as its manifest says counts, and nothing else ever does."""
+
+import json
+import os
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.run import checkpoint
+from cluster.run.checkpoint import commit, damage, latest_whole, prune, staging, steps
+from cluster.run.state import DriverState
+
+
+def write(folder, step, text="weights"):
+    with staging(folder, step) as stage:
+        (stage / "policy").mkdir()
+        (stage / "policy" / "rank-0.bin").write_text(text)
+        (stage / "driver.json").write_text(json.dumps({"step": step}))
+        (stage / "empty").touch()
+        commit(folder, step, stage)
+    return folder / f"step-{step}"
+
+
+def test_a_commit_is_whole_and_leaves_no_staging_behind(tmp_path):
+    made = write(tmp_path, 3)
+    assert damage(made) is None and latest_whole(tmp_path) == (made, [])
+    assert [p.name for p in tmp_path.iterdir()] == ["step-3"]
+    files = json.loads((made / "manifest.json").read_text())["files"]
+    assert list(files) == ["driver.json", "empty", "policy/rank-0.bin"]
+    assert files["policy/rank-0.bin"]["bytes"] == 7
+
+
+@pytest.mark.parametrize("name", ["driver.json", "policy/rank-0.bin", "manifest.json"])
+def test_any_flipped_byte_is_found(tmp_path, name):
+    made = write(tmp_path, 3)
+    whole = (made / name).read_bytes()
+    before = json.loads((made / "manifest.json").read_text())
+    for i in range(len(whole)):
+        for bit in (0, 1, 5):
+            torn = bytearray(whole)
+            torn[i] ^= 1 << bit
+            (made / name).write_bytes(torn)
+            if damage(made) is None:  # white space of the manifest: it says the same
+                assert name == "manifest.json" and json.loads(torn) == before
+    (made / name).write_bytes(whole)
+    assert damage(made) is None
+
+
+@pytest.mark.parametrize("name", ["driver.json", "policy/rank-0.bin", "manifest.json"])
+def test_a_cut_or_grown_file_is_found(tmp_path, name):
+    made = write(tmp_path, 3)
+    whole = (made / name).read_bytes()
+    for torn in (b"", whole[:-2], whole + b"x"):
+        (made / name).write_bytes(torn)
+        assert damage(made) is not None
+        assert latest_whole(tmp_path)[0] is None
+
+
+@pytest.mark.parametrize("name", ["driver.json", "empty", "policy/rank-0.bin"])
+def test_a_removed_file_is_found_and_the_checkpoint_before_stands(tmp_path, name):
+    before, last = write(tmp_path, 3), write(tmp_path, 10)
+    (last / name).unlink()
+    found, damaged = latest_whole(tmp_path)
+    assert found == before and len(damaged) == 1 and name in damaged[0]
+
+
+def test_a_directory_whose_manifest_is_gone_or_anothers_never_counts(tmp_path):
+    older, newer = write(tmp_path, 3), write(tmp_path, 4)
+    shutil.copytree(older, tmp_path / "step-7")
+    assert "another checkpoint's" in damage(tmp_path / "step-7")
+    (newer / "manifest.json").unlink()
+    assert steps(tmp_path) == [3, 7] and latest_whole(tmp_path)[0] == older
+    assert "no readable manifest" in damage(newer)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", '{"step": 3, "files": {}}', '{"step": 3, "files": 5, "sha256": 1}']
+)
+def test_a_manifest_of_another_shape_is_damage_and_not_a_crash(tmp_path, text):
+    made = write(tmp_path, 3)
+    (made / "manifest.json").write_text(text)
+    assert damage(made) is not None
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_at_all_pass_for_a_manifest(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("checkpoints") / "step-3"
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(content)
+    assert damage(folder) is not None
+
+
+@pytest.mark.parametrize("killed_in", ["write_atomic", "_fsync", "os.replace"])
+def test_a_kill_before_the_rename_never_counts_and_the_next_attempt_starts_clean(tmp_path, monkeypatch, killed_in):
+    before = write(tmp_path, 3)
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    stage = tmp_path / ".step-4.tmp"
+    stage.mkdir()
+    (stage / "half").write_text("x")
+    with monkeypatch.context() as killed:
+        target = (os, "replace") if killed_in == "os.replace" else (checkpoint, killed_in)
+        killed.setattr(*target, kill)
+        with pytest.raises(KeyboardInterrupt):
+            commit(tmp_path, 4, stage)
+    assert steps(tmp_path) == [3] and latest_whole(tmp_path) == (before, [])
+    assert stage.exists()  # as after a kill: nobody cleaned up
+    assert not (write(tmp_path, 4) / "half").exists() and not stage.exists()
+    assert steps(tmp_path) == [3, 4]
+
+
+def test_a_failure_while_staging_leaves_nothing(tmp_path):
+    with pytest.raises(OSError), staging(tmp_path, 5) as stage:
+        (stage / "half").write_text("x")
+        raise OSError("no space left on device")
+    assert list(tmp_path.iterdir()) == [] and latest_whole(tmp_path) == (None, [])
+    assert steps(tmp_path / "not there") == []
+
+
+def test_a_step_committed_again_replaces_the_earlier_one(tmp_path):
+    write(tmp_path, 3, "old history")
+    made = write(tmp_path, 3, "new")
+    assert (made / "policy" / "rank-0.bin").read_text() == "new" and damage(made) is None
+
+
+def test_pruning_keeps_the_last_and_the_best_by_number_not_by_name(tmp_path):
+    for step in (2, 9, 10, 11):
+        write(tmp_path, step)
+    prune(tmp_path, keep_last=2, keep={2})
+    assert steps(tmp_path) == [2, 10, 11] and not (tmp_path / "step-9").exists()
+    prune(tmp_path, keep_last=5, keep=set())
+    assert steps(tmp_path) == [2, 10, 11]
+    prune(tmp_path, keep_last=1, keep=set())
+    assert steps(tmp_path) == [11] and damage(tmp_path / "step-11") is None
+
+
+def test_the_drivers_state_comes_back_no_scores_included(tmp_path):
+    state = DriverState(step=4, position=32, kl_coef=0.05, source="abc", best_step=2, best_value=0.5)
+    state.baseline["accuracy"] = [0.0, 1.0]
+    state.save(tmp_path)
+    assert DriverState.load(tmp_path) == state
+    state.scores["accuracy"] = [float("nan"), 1.0]
+    state.save(tmp_path)
+    assert [x != x for x in DriverState.load(tmp_path).scores["accuracy"]] == [True, False]

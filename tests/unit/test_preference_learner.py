@@ -1,0 +1,158 @@
+"""The preference learner on the plain engine: DPO's start, its direction, and pairs that no cut takes apart."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from actors.forward import to_tensors
+from actors.packing import micro_batches
+from learners import preference, stepping
+from learners.method import PreferenceSettings, StepInputs, UpdateSettings, assemble
+from learners.preference import PreferenceLearner
+from tests.fixtures.columns import (
+    CPU,
+    as_rank,
+    batch_of,
+    gradients_of,
+    parameters_of,
+    plain_logprobs,
+    policy_engine,
+    random_batch,
+    read_only,
+    sample,
+    scores_of,
+)
+from tests.fixtures.tiny_model import make_tiny_model
+
+PAIRS = random_batch(5, [4, 3, 6, 2], [[5, 2], [3, 4], [6, 6], [1, 9]], shuffle=True)
+TOKENS = len(PAIRS.token_ids)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def learner_of(engine, budget=4096, **settings):
+    return PreferenceLearner(engine, PreferenceSettings(**settings), UpdateSettings(micro_batch_tokens=budget))
+
+
+def inputs_of(reference, batch=PAIRS, old=None):
+    return StepInputs(0, batch, scores_of(*[0.0] * len(batch)), reference=reference, old=old)
+
+
+def logprobs_of(path, batch=PAIRS):
+    with torch.no_grad():
+        return plain_logprobs(policy_engine(path).module, batch)[0].numpy().astype(np.float32)
+
+
+def shifted(path, by=0.3, batch=PAIRS):
+    return logprobs_of(path, batch) + np.random.default_rng(1).normal(0.0, by, len(batch.token_ids)).astype(np.float32)
+
+
+def test_a_policy_that_is_its_reference_starts_at_log_two_without_a_margin(path):
+    result = learner_of(policy_engine(path), budget=20).update(inputs_of(read_only(logprobs_of(path))))
+    assert result.metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert result.metrics["preference/margin"] == pytest.approx(0.0, abs=1e-5)
+    assert result.applied
+
+
+def test_steps_raise_margin_and_accuracy_and_lower_the_loss(path):
+    engine = policy_engine(path)
+    learner = learner_of(engine)
+    inputs = inputs_of(logprobs_of(path))
+    seen = [learner.update(inputs).metrics for _ in range(4)]
+    assert engine.steps == 4
+    assert seen[-1]["preference/margin"] > seen[1]["preference/margin"] > 0.0
+    assert seen[-1]["preference/accuracy"] == 1.0
+    assert seen[-1]["loss"] < seen[1]["loss"] < seen[0]["loss"]
+    assert seen[-1]["rewards/chosen"] > seen[-1]["rewards/rejected"]
+
+
+def test_one_pair_by_hand(path):
+    batch = batch_of(sample(0, 1, [5, 6], [9]), sample(0, 0, [5, 6], [7, 8]))  # the rejected row stands first
+    reference = logprobs_of(path, batch) - np.array([0.5, 1.0, 1.0], np.float32)
+    metrics = learner_of(policy_engine(path), beta=0.2).update(inputs_of(reference, batch)).metrics
+    # u = 2, v = 0.5: rewards 0.4 and 0.1, x = 0.3, loss = log(1 + exp(-0.3))
+    assert metrics["rewards/chosen"] == pytest.approx(0.4, abs=1e-5)
+    assert metrics["rewards/rejected"] == pytest.approx(0.1, abs=1e-5)
+    assert metrics["preference/margin"] == pytest.approx(0.3, abs=1e-5)
+    assert metrics["preference/accuracy"] == 1.0
+    assert metrics["loss"] == pytest.approx(math.log1p(math.exp(-0.3)), abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "simpo"])
+def test_the_gradient_is_the_same_for_any_budget_row_order_and_ranks(path, loss, monkeypatch):
+    monkeypatch.setattr(stepping.dist, "all_gather_object", lambda out, mine: out.__setitem__(0, mine))
+    reference = shifted(path)
+    order = np.random.default_rng(3).permutation(len(PAIRS))
+    tokens = np.concatenate([np.arange(PAIRS.offsets[r], PAIRS.offsets[r + 1]) for r in order])
+    turned = inputs_of(reference[tokens], PAIRS.take(order))
+
+    def run(inputs, budget, rank=0, ranks=1):
+        engine = as_rank(policy_engine(path), rank, ranks)
+        seen = gradients_of(engine)
+        return learner_of(engine, budget, loss=loss).update(inputs).metrics, seen[0]
+
+    metrics, whole = run(inputs_of(reference), 4096)
+    close = 1e-5 * max(1.0, float(whole.abs().max()))
+    assert whole.abs().max() > 1e-4
+    for inputs in (inputs_of(reference), turned):
+        for budget in (1, 24):
+            found, gradient = run(inputs, budget)
+            assert (gradient - whole).abs().max() < close
+            assert found["loss"] == pytest.approx(metrics["loss"], abs=1e-5)
+        parts = [run(inputs, 1, rank, 3) for rank in range(3)]
+        assert (sum(g for _, g in parts) - whole).abs().max() < close
+        assert sum(m["loss"] for m, _ in parts) == pytest.approx(metrics["loss"], abs=1e-5)
+        assert sum(m["preference/accuracy"] for m, _ in parts) == pytest.approx(metrics["preference/accuracy"])
+
+
+def test_every_forward_of_any_rank_holds_whole_pairs_however_small_the_budget(path, monkeypatch):
+    monkeypatch.setattr(stepping.dist, "all_gather_object", lambda out, mine: out.__setitem__(0, mine))
+    seen = []
+
+    monkeypatch.setattr(stepping, "to_tensors", lambda micro, device: seen.append(micro) or to_tensors(micro, device))
+    for rank in range(2):
+        learner_of(as_rank(policy_engine(path), rank, 2), budget=1).update(inputs_of(logprobs_of(path)))
+    rows = [row for micro in seen for row in micro.rows.tolist()]
+    assert set(rows) == set(range(len(PAIRS))) and len(seen) >= 2
+    for micro in seen:
+        _, counts = np.unique(PAIRS.group_rows[micro.rows], return_counts=True)
+        assert counts.tolist() == [2] * len(counts)
+
+
+def test_a_pair_without_one_of_its_sides_is_refused(path):
+    batch = batch_of(sample(0, 0, [5], [7]), sample(0, 1, [5], [8]), sample(1, 0, [5], [7]), sample(2, 1, [5], [8]))
+    with pytest.raises(ValueError, match="both sides of every pair"):
+        learner_of(policy_engine(path)).update(inputs_of(np.zeros(4, np.float32), batch))
+    with pytest.raises(ValueError, match="both sides of every pair"):
+        preference._sides(np.array([0, 0, 1]), np.array([0, 1, 0]))
+
+
+def test_margins_are_beta_times_the_gap_of_gaps_an_empty_response_counting_zero():
+    batch = batch_of(sample(4, 1, [5], []), sample(2, 0, [5], [7, 8]), sample(4, 0, [5], [6]), sample(2, 1, [5], [9]))
+    old, reference = np.array([-1.0, -1.0, -2.0, -3.0], np.float32), np.array([-2.0, -1.5, -1.0, -3.5], np.float32)
+    learner = PreferenceLearner(None, PreferenceSettings(beta=0.5), UpdateSettings())
+    margins = learner.margins(inputs_of(reference, batch, old))
+    # in order of appearance: group 4: 0.5 * (-1 - 0) = -0.5; group 2: 0.5 * (1.5 - 0.5) = 0.5
+    assert margins.tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_a_reference_that_is_not_finite_skips_the_step_and_leaves_every_bit(path):
+    engine = policy_engine(path)
+    before = parameters_of(engine)
+    reference = logprobs_of(path)
+    reference[0] = math.nan
+    result = learner_of(engine).update(inputs_of(reference))
+    assert not result.applied and result.skipped == 1
+    assert all(map(torch.equal, before, parameters_of(engine)))
+
+
+def test_pairs_share_their_prompt_in_the_forward(path):
+    (micro,) = micro_batches(PAIRS, list(range(len(PAIRS))), 4096)
+    assert len(to_tensors(micro, CPU).input_ids[0]) == 4 + 3 + 6 + 2 + TOKENS
+    column = learner_of(policy_engine(path)).logprobs(PAIRS)
+    assert np.abs(assemble([column], TOKENS) - logprobs_of(path)).max() < 1e-5
