@@ -1,1 +1,1 @@
-"""What produces experience: prompts, rollout engines, reward functions and scorers. Knows nothing of Ray or optimisers."""
+"""What produces experience: prompts, rollout engines, rewards and scorers. Knows nothing of Ray or optimisers."""

@@ -277,6 +277,14 @@ class WeightBucket:
         return h.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class WeightSummary:
+    """What a whole version is: the digest of its buckets and their bytes in all. Follows the last bucket."""
+
+    digest: str
+    nbytes: int
+
+
 def digest_buckets(bucket_digests: Sequence[str]) -> str:
     """The digest of a whole version: the hash of its buckets' digests in index order."""
     return hashlib.sha256("/".join(bucket_digests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The offline preference loop: DPO and its kin. Reference log-probs are computed once, before the first step.
+"""The offline preference loop: DPO and its kin.
 
 In: an OfflineJob whose workers run. Out: a run directory whose last commit is the last step. Left out: the loss
 (config chose it), everything behind the verbs (offline.py).
@@ -11,7 +11,6 @@ from cluster.offline import OfflineJob
 
 def train(job: OfflineJob) -> None:
     """Run the steps that are left."""
-    job.score_reference()
     if job.state.step == 0:
         job.evaluate(0)
         job.write_row(0)

@@ -97,13 +97,13 @@ class OfflineJob(Job):
     def export(self, step: int) -> Path:
         target = self.directory.policy(step)
         weights = self.config.weights
-        _, digest = self.learner.weights(int(weights.bucket_mb * (1 << 20)), weights.timeout_s)
+        _, summary = self.learner.weights(int(weights.bucket_mb * (1 << 20)), weights.timeout_s)
         facts = {
             "run": self.config.name,
             "model": self.config.model.path,
             "method": self.config.algorithm.name,
             "step": step,
-            "digest": digest,
+            "digest": summary.digest,
             "evaluation": self.evaluation_table(),
         }
         self.learner.export(str(target), str(self.model_path), facts)

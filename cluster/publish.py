@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from actors.probe import mean_mismatch
 from actors.types import PolicyVersion
 from cluster.errors import RunFailed
-from cluster.workers import LearnerGroup, Ref, RolloutPool, object_bytes
+from cluster.workers import LearnerGroup, Ref, RolloutPool
 
 ROUNDING = 1e-4
 """Nats: float32 kernels of two libraries agree to this, so a tighter bound would fail on rounding alone."""
@@ -59,8 +59,8 @@ class Publisher:
     def publish(self, probe: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
         start = time.monotonic()
-        buckets, digest = self._learner.weights(self._bucket_bytes, self._timeout_s)
-        version = PolicyVersion(self.version.number + 1, digest)
+        buckets, summary = self._learner.weights(self._bucket_bytes, self._timeout_s)
+        version = PolicyVersion(self.version.number + 1, summary.digest)
         self._pool.receive(version, buckets, self._timeout_s)
         mismatch = self._mismatch(probe)
         bound = max(self._factor * self.fresh_mismatch, ROUNDING)
@@ -72,8 +72,7 @@ class Publisher:
             )
         self._pool.admit(version, self._timeout_s)
         self._buckets, self.version = buckets, version
-        size = sum(object_bytes(bucket) for bucket in buckets)
-        return Published(version, time.monotonic() - start, size, mismatch)
+        return Published(version, time.monotonic() - start, summary.nbytes, mismatch)
 
     def _mismatch(self, probe: Ref) -> float:
         shares = self._learner.policy_logprobs([probe], temperature=1.0)

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.engine import EngineSettings
 from actors.rollout import RolloutStats
-from actors.types import PolicyVersion, Prompt, SamplingSettings
+from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightSummary
 from cluster.errors import RunFailed
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
@@ -49,11 +49,6 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
 
 def put(value: Any) -> Ref:
     return ray.put(value)
-
-
-def object_bytes(ref: Ref) -> int:
-    """The length of a weight bucket's data."""
-    return int(ray.get(ref).data.nbytes)
 
 
 def _first_line(error: BaseException) -> str:
@@ -234,8 +229,8 @@ class LearnerGroup:
         layout, refs = columns.arguments()
         get(self._ranks[0].dump.remote(path, layout, *refs), self._timeout_s, "saving the batch")
 
-    def weights(self, max_bytes: int, timeout_s: float) -> tuple[list[Ref], str]:
-        """(bucket references, digest) of the current policy. The driver owns the buckets, so they outlive a rank."""
+    def weights(self, max_bytes: int, timeout_s: float) -> tuple[list[Ref], WeightSummary]:
+        """(bucket references, their summary) of the current policy. The driver owns the buckets, so they outlive a rank."""
         streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
         refs = list(_drain(streams[0], timeout_s))
         for stream in streams[1:]:

@@ -1,1 +1,1 @@
-"""What consumes experience: advantages, losses, batches, ZeRO engines, one learner rank. Knows nothing of Ray or vLLM."""
+"""What consumes experience: advantages, losses, ZeRO engines, one learner rank. Knows nothing of Ray or vLLM."""

@@ -37,7 +37,7 @@ from learners.optimizer import (
     set_learning_rates,
     squared_norm,
 )
-from learners.torch_engine import DTYPES, cast_parameters, enable_gradient_checkpointing, in_buckets
+from learners.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
 from learners.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards
 
 BUCKET_ELEMENTS = 1 << 25
@@ -138,8 +138,9 @@ class DeepSpeedEngine:
         self._settings = optimizer
         self._zero = zero
         self._dtype = dtype
-        if not any(hasattr(p, "ds_id") for p in module.parameters()):
-            cast_parameters(module, DTYPES[dtype])
+        for parameter in module.parameters():
+            if not hasattr(parameter, "ds_id"):  # not sharded yet: a module may mix a sharded trunk and a plain head
+                parameter.data = parameter.data.to(device, DTYPES[dtype])
         if gradient_checkpointing:
             enable_gradient_checkpointing(module)
         self._all = [NamedParameter(n, p, _whole_shape(p)) for n, p in module.named_parameters()]

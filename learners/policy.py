@@ -16,7 +16,7 @@ import torch
 from actors.buckets import make_buckets
 from actors.forward import PackedTensors, score_tokens, token_logprobs
 from actors.packing import MicroBatch
-from actors.types import SampleBatch, WeightBucket, digest_buckets
+from actors.types import SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.aggregation import BatchTotals, batch_totals
 from learners.engine import StepResult, TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
@@ -55,16 +55,18 @@ class PolicyBase:
     def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
         return self._engine.full_parameters(max_bytes)
 
-    def weights(self, max_bytes: int) -> Iterator[WeightBucket | str]:
-        """The current weights as buckets and, last, their digest; rank 0 yields, the others take part in gathering."""
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
+        """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering."""
         named = (item for part in self._engine.full_parameters(max_bytes) for item in part)
         digests: list[str] = []
+        nbytes = 0
         for bucket in make_buckets(named, max_bytes):
             if self._engine.rank == 0:
                 digests.append(bucket.digest())
+                nbytes += bucket.data.nbytes
                 yield bucket
         if self._engine.rank == 0:
-            yield digest_buckets(digests)
+            yield WeightSummary(digest_buckets(digests), nbytes)
 
     def save(self, directory: Path) -> None:
         self._engine.save(directory)

@@ -28,6 +28,7 @@ from serve.settings import ServeSettings
 
 APPLICATION = "raylign"
 GRACE_S = 10.0
+KILL_WAIT_S = 10.0
 READY_TIMEOUT_S = 30.0
 _ENGINE_ERROR = re.compile(r"^\((?:EngineCore|Worker)[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .+)$", re.MULTILINE)
 
@@ -96,7 +97,7 @@ def end_processes(processes: set[psutil.Process], grace_s: float) -> int:
             process.kill()
         except psutil.NoSuchProcess:  # it ended by itself in between, which is what was wanted
             continue
-    psutil.wait_procs(alive, timeout=grace_s)
+    psutil.wait_procs(alive, timeout=KILL_WAIT_S)
     return len(alive)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from actors.data import DataError, PromptOrder
 from actors.data.chat import Tokenizer
 from actors.data.errors import LISTED
@@ -175,25 +177,19 @@ def try_rewards(runner: RewardRunner, samples: Sequence[Rendered]) -> tuple[Rewa
         [response for _, response in trials],
         [{**sample.columns, **fact} for (sample, _), fact in zip(trials, facts, strict=True)],
     )
-    ignorant = [response is IGNORANT for _, response in trials]
+    ignorant = np.array([response is IGNORANT for _, response in trials])
     problems = []
     for spec in runner.specs:
-        if all(value != value for value in scores.parts[spec.name]):
+        if np.isnan(scores.parts[spec.name]).all():
             reasons = [reason for _, reason in sorted(scores.errors.items()) if repr(spec.name) in reason]
-            why = reasons[0] if reasons else "returned no finite number (its weight is 0, so the run would go on)"
-            problems.append(
-                Problem(
-                    f"reward.functions.{spec.name}", f"scored none of {len(trials)} trial responses; the first: {why}"
-                )
-            )
-    parts = scores.parts
-    answered = {
-        name: _mean([v for v, i in zip(column, ignorant, strict=True) if not i]) for name, column in parts.items()
-    }
-    unknown = {name: _mean([v for v, i in zip(column, ignorant, strict=True) if i]) for name, column in parts.items()}
-    return RewardFindings(answered, {name: float("nan") if v is None else v for name, v in unknown.items()}), problems
+            why = reasons[0] if reasons else "it raised or returned no finite number"
+            wrong = f"scored none of {len(trials)} trial responses; the first: {why}"
+            problems.append(Problem(f"reward.functions.{spec.name}", wrong))
+    answered = {name: _mean(column[~ignorant]) for name, column in scores.parts.items()}
+    unknown = {name: _mean(column[ignorant]) for name, column in scores.parts.items()}
+    return RewardFindings(answered, unknown), problems
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    known = [float(value) for value in values if value == value]
-    return sum(known) / len(known) if known else None
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

@@ -69,8 +69,11 @@ def examine(config: Config, run_dir: Path | None = None, machine: Machine | None
             _look_at_models(found)
             _plan(found, run_dir)
             _look_at_inputs(found)
-        finally:
-            runner, problems = starting.result() if starting else (None, [])
+        except BaseException:
+            if starting and (started := starting.result()[0]) is not None:
+                started.close()
+            raise
+        runner, problems = starting.result() if starting else (None, [])
     found.wrong += problems
     if runner is not None:
         with runner:
@@ -100,23 +103,18 @@ def _look_at_models(found: Examination) -> None:
     found.facts = facts_of(found.model)
     if found.model.path is None:
         return
-    settings = engine_settings(config, str(found.model.path))
-    device = "cuda" if found.machine.gpus else "cpu"
-    described = read_model_config(str(found.model.path))
-    if config.algorithm.name != "dpo" and config.rollout.engine == "vllm":
-        anywhere = unsupported_reason(described, settings, "cuda")
-        here = unsupported_reason(described, settings, device)
-        if anywhere:
-            found.wrong.append(Problem("model", anywhere))
-        elif here:
-            found.cannot_run.append(Problem("model.path", here))
     positions = found.facts.positions
-    if positions and config.model.max_length > positions and not any(p.path == "model" for p in found.wrong):
-        found.wrong.append(
-            Problem(
-                "model.max_length", f"must be at most the model's {positions} positions, got {config.model.max_length}"
-            )
-        )
+    if positions and config.model.max_length > positions:
+        wrong = f"must be at most the model's {positions} positions, got {config.model.max_length}"
+        found.wrong.append(Problem("model.max_length", wrong))
+    elif config.algorithm.name != "dpo" and config.rollout.engine == "vllm":
+        settings = engine_settings(config, str(found.model.path))
+        described = read_model_config(str(found.model.path))
+        device = "cuda" if found.machine.gpus else "cpu"
+        if (anywhere := unsupported_reason(described, settings, "cuda")) is not None:
+            found.wrong.append(Problem("rollout.tensor_parallel", anywhere))
+        elif (here := unsupported_reason(described, settings, device)) is not None:
+            found.cannot_run.append(Problem("model.path", here))
 
 
 def _report_missing(found: Examination, path: str, model: FoundModel) -> None:

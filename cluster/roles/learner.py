@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.types import SampleBatch, ScoreBatch, WeightBucket
+from actors.types import SampleBatch, ScoreBatch, WeightBucket, WeightSummary
 from learners.method import (
     LearnerSettings,
     Method,
@@ -139,7 +139,7 @@ class LearnerRole:
 
     # --- weights, state, files ---
 
-    def weights(self, max_bytes: int) -> Iterator[WeightBucket | str]:
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
         yield from self.policy.weights(max_bytes)
 
     def reference_digest(self) -> str:

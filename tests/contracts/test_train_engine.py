@@ -20,6 +20,8 @@ ONE = [(kind, 1) for kind in ("torch", *STAGES)]
 TWO = [(kind, 2) for kind in STAGES]
 OFFLOAD = [(kind, 2) for kind in OFFLOADED]
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for both jobs
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -176,5 +178,6 @@ def test_load_names_what_differs_and_touches_nothing(results, at):
 def test_a_model_read_inside_the_construction_context_is_sharded_in_stage_3_and_trains_the_same(results, at):
     for mine in results[at]:
         assert mine["sharded"] == (20 if at[0] == "zero-3" else 0)
+        assert mine["moved"]
         assert mine["same_start"]
         assert mine["same_end"]

@@ -154,7 +154,7 @@ def test_dockerfile_copies_what_exists_and_every_package(name: str) -> None:
     copied = [source for words in copies for source in _sources(words)]
     missing = [source for source in copied if not (ROOT / source).exists()]
     assert not missing
-    packages = {package.split(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert packages | {"pyproject.toml", "constraints.txt", "deploy/recipes"} <= set(copied)
 
 
@@ -206,7 +206,9 @@ def _run_slurm(folder: Path, run_dir: Path, *, health: str = "exit 0", train: st
         "hostname": "echo 10.0.0.1 fe80::1",
         "srun": 'while [[ $1 == --* ]]; do [[ $1 == --nodelist=* ]] && export NODE=${1#*=}; shift; done; exec "$@"',
         "ray": f'echo "$NODE ray $*" >> {calls}; if [ "$1" = start ]; then exec tail -f /dev/null; fi; {health}',
-        "raylign": f'echo "$NODE raylign $*" >> {calls}; {train}',
+        # The training takes longer than the workers' start: it waits until all three nodes have called.
+        "raylign": f'until [ "$(grep -c " start " {calls})" = 3 ]; do sleep 0.01; done\n'
+        f'echo "$NODE raylign $*" >> {calls}; {train}',
     }
     for name, body in stand_ins.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")

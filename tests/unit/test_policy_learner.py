@@ -16,7 +16,6 @@ from learners.models import load_critic, load_policy
 from learners.policy import PolicyLearner
 from learners.policy_losses import policy_loss
 from learners.presets import PRESETS
-from learners.stepping import RunningMean, gather_known, sum_over_ranks
 from tests.fixtures.columns import (
     as_rank,
     batch_of,
@@ -254,8 +253,9 @@ def test_a_reward_makes_its_sample_likelier_and_the_other_less(path):
 @pytest.mark.parametrize(("tied", "dtype"), [(True, "float32"), (False, "bfloat16")])
 def test_the_published_buckets_are_the_parameters_and_their_digest_is_last(tmp_path, tied, dtype):
     engine = policy_engine(make_tiny_model(tmp_path / "m", tied=tied), dtype=dtype)
-    *buckets, digest = learner_of(engine).weights(max_bytes=1 << 17)
-    assert digest == digest_buckets([b.digest() for b in buckets])
+    *buckets, summary = learner_of(engine).weights(max_bytes=1 << 17)
+    assert summary.digest == digest_buckets([b.digest() for b in buckets])
+    assert summary.nbytes == sum(p.nbytes for p in engine.module.parameters())
     assert len(buckets) > 2 and [b.index for b in buckets] == list(range(len(buckets)))
     assert [b.last for b in buckets] == [False] * (len(buckets) - 1) + [True]
     assert all(b.data.nbytes <= 1 << 17 or len(b.names) == 1 for b in buckets)
@@ -269,9 +269,9 @@ def test_the_published_buckets_are_the_parameters_and_their_digest_is_last(tmp_p
 def test_the_digest_is_the_same_for_the_same_weights_and_another_after_a_step(path):
     engine = policy_engine(path)
     learner = learner_of(engine)
-    digests = [list(learner.weights(1 << 20))[-1] for _ in range(2)]
+    digests = [list(learner.weights(1 << 20))[-1].digest for _ in range(2)]
     learner.update(columns())
-    assert digests[0] == digests[1] != list(learner.weights(1 << 20))[-1]
+    assert digests[0] == digests[1] != list(learner.weights(1 << 20))[-1].digest
 
 
 def test_other_ranks_gather_along_and_publish_nothing(path):
@@ -299,31 +299,3 @@ def test_no_forward_drops_anything_whatever_the_models_config_says(path, tmp_pat
     trunk = loaded.trunk if hasattr(loaded, "trunk") else loaded.model
     ids = torch.arange(4, 20)[None]
     assert torch.equal(trunk(input_ids=ids).last_hidden_state, trunk(input_ids=ids).last_hidden_state)
-
-
-def test_metrics_of_ranks_add_up_and_a_rank_without_one_adds_nothing(path, monkeypatch):
-    others = [{"a": 0.25, "b": 1.0}, {}]
-
-    def gather(gathered, mine):
-        gathered[:] = [mine, *others]
-
-    monkeypatch.setattr(stepping.dist, "all_gather_object", gather)
-    engine = as_rank(policy_engine(path), 0, 3)
-    assert sum_over_ranks({"a": torch.tensor(0.5)}, engine) == {"a": 0.75, "b": 1.0}
-
-
-def test_shown_values_come_from_whichever_rank_has_them(path, monkeypatch):
-    def gather(gathered, mine):
-        gathered[:] = [mine, np.array([NAN, 2.0, NAN])]
-
-    monkeypatch.setattr(stepping.dist, "all_gather_object", gather)
-    known = gather_known(np.array([1.0, NAN, NAN]), as_rank(policy_engine(path), 0, 2))
-    assert known[:2].tolist() == [1.0, 2.0] and np.isnan(known[2])
-
-
-def test_means_leave_out_what_is_not_finite():
-    means = RunningMean()
-    means.add({"loss": 1.0, "norm": NAN})
-    means.add({"loss": NAN, "norm": math.inf})
-    means.add({"loss": 2.0})
-    assert means.means()["loss"] == 1.5 and math.isnan(means.means()["norm"])

@@ -15,6 +15,7 @@ from actors.types import (
     Score,
     ScoreBatch,
     WeightBucket,
+    WeightSummary,
     digest_buckets,
     sample_seed,
 )
@@ -44,6 +45,7 @@ DETAILS = TokenDetails(0, ONE, np.zeros(2, np.float32), None, np.ones(2, np.floa
     [
         Prompt(3, (1, 2), 9, {"answer": "4"}),
         PolicyVersion(2, "ab"),
+        WeightSummary("ab", 12),
         SamplingSettings(temperature=0.7, stop=("\n",)),
         ONE,
         batch_of(ONE),

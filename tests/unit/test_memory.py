@@ -1,0 +1,128 @@
+"""The memory plan, worked out by hand: a model of 1,000 parameters makes every byte countable."""
+
+import pytest
+
+from cluster.inspect.memory import (
+    GPU_CONTEXT,
+    RUNTIME,
+    checkpoint_bytes,
+    critic_parameters,
+    gpu_bytes_needed,
+    kv_bytes_per_token,
+    plan_memory,
+)
+from cluster.inspect.model import ModelFacts
+from cluster.placement import plan
+from tests.fixtures.configs import DPO, GRPO, PPO, config
+
+NAMED = ModelFacts(parameters=1000, origin="name")
+SIZED = ModelFacts(
+    parameters=1000, origin="config", layers=2, hidden=8, intermediate=16, kv_heads=1, head_dim=4, vocabulary=10
+)
+
+
+def parts(text, *overrides, role="learner", facts=NAMED, gpus=0.0):
+    given = config(text, *overrides)
+    critic = facts if given.critic else None
+    memory = plan_memory(given, facts, critic, [], plan(given, 2, gpus))
+    return {part: size for part, size in memory.role(role).parts.items() if part != "runtime"}
+
+
+def test_bfloat16_weights_have_float32_gradients_masters_and_two_moments():
+    assert parts(GRPO) == {"weights": 2000, "gradients": 4000, "optimiser": 12000}
+
+
+def test_float32_weights_are_their_own_masters():
+    assert parts(GRPO, "model.dtype=float32") == {"weights": 4000, "gradients": 4000, "optimiser": 8000}
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (0, {"weights": 2000, "gradients": 4000, "optimiser": 12000}),
+        (1, {"weights": 2000, "gradients": 4000, "optimiser": 3000}),
+        (2, {"weights": 2000, "gradients": 1000, "optimiser": 3000}),
+        (3, {"weights": 500, "gradients": 1000, "optimiser": 3000}),
+    ],
+)
+def test_each_zero_stage_shares_one_more_thing_among_four_ranks(stage, expected):
+    assert parts(GRPO, "learner.ranks=4", f"learner.zero.stage={stage}") == expected
+
+
+def test_what_is_offloaded_leaves_the_gpu_for_host_memory():
+    found = parts(GRPO, "learner.ranks=2", "learner.zero={stage: 3, offload_optimizer: cpu, offload_parameters: cpu}")
+    assert found == {"gradients": 2000, "offloaded state": 6000 + 1000}
+
+
+def test_ppo_adds_a_critic_and_a_reference():
+    assert parts(PPO) == {"weights": 4000, "gradients": 8000, "optimiser": 24000, "reference": 2000}
+
+
+def test_a_critic_of_half_the_layers_keeps_the_embedding_and_half_the_trunk():
+    # Embedding 10 x 8 = 80; trunk 920, of which one layer of two is 460.
+    assert critic_parameters(config(PPO, "critic.layers=1"), SIZED) == 80 + 460
+    assert critic_parameters(config(PPO), SIZED) == 1000
+
+
+def test_a_preference_run_has_a_reference_and_no_engine():
+    given = config(DPO)
+    memory = plan_memory(given, NAMED, None, [], plan(given, 2, 0))
+    assert [role.role for role in memory.roles] == ["learner"]
+    assert memory.role("learner").parts["reference"] == 2000
+
+
+def test_activations_and_logits_grow_with_the_micro_batch():
+    # A layer keeps (8 x 8 + 2 x 1 x 4 + 4 x 16) x 2 bytes = 272 a token; two layers 544. Logits and their gradient: 2 x
+    # 10 x 2 bytes = 40 a token.
+    found = parts(GRPO, "learner.micro_batch_tokens=100", facts=SIZED)
+    assert (found["activations"], found["logits"]) == (54_400, 4_000)
+    # With checkpointing each layer keeps its input (8 x 2 bytes), and one layer is whole.
+    less = parts(GRPO, "learner.micro_batch_tokens=100", "model.gradient_checkpointing=true", facts=SIZED)
+    assert less["activations"] == 100 * (2 * 16 + 272)
+
+
+def test_an_engine_on_cpu_holds_the_cache_it_was_given():
+    found = parts(GRPO, "rollout.kv_cache_gb=0.25", role="rollout", facts=SIZED)
+    assert (found["weights"], found["kv cache"]) == (2000, 1 << 28)
+
+
+def test_an_engine_on_a_gpu_needs_at_least_one_whole_sequence():
+    # Key and value, 2 layers x 1 head x 4, 2 bytes each: 32 bytes a token, 64 tokens.
+    assert kv_bytes_per_token(SIZED, "bfloat16") == 32
+    assert parts(GRPO, role="rollout", facts=SIZED, gpus=8)["kv cache"] == 64 * 32
+
+
+def test_the_total_counts_every_process_and_two_versions_of_the_weights():
+    given = config(GRPO, "learner.ranks=2", "rollout.workers=3", "rollout.kv_cache_gb=1")
+    memory = plan_memory(given, NAMED, None, [], plan(given, 2, 0))
+    learners = 2 * (18_000 + RUNTIME["learner"])
+    engines = 3 * (2000 + (1 << 30) + RUNTIME["rollout"])
+    assert memory.shared == 4000
+    assert memory.total == (1 << 30) + 4000 + learners + engines + RUNTIME["scorer"]
+
+
+def test_reward_models_count_in_the_scorer_and_an_unknown_one_marks_the_plan():
+    given = config(GRPO, "reward.models={a: {path: m}, b: {path: n}}")
+    memory = plan_memory(given, NAMED, None, [SIZED, None], plan(given, 2, 0))
+    assert memory.role("scorer").parts["reward models"] == 2000
+    assert memory.role("scorer").known is False
+
+
+def test_a_shared_gpu_must_hold_the_learner_beside_the_engine_s_part():
+    alone = config(GRPO)
+    learner = 18_000 + GPU_CONTEXT
+    engine = 2000 + GPU_CONTEXT
+    assert gpu_bytes_needed(alone, plan_memory(alone, NAMED, None, [], plan(alone, 2, 8))) == round(
+        max(learner, engine / 0.85)
+    )
+    shared = config(GRPO, "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.25")
+    assert gpu_bytes_needed(shared, plan_memory(shared, NAMED, None, [], plan(shared, 2, 8))) == round(
+        max(learner / 0.75, engine / 0.25)
+    )
+
+
+def test_the_disk_holds_the_checkpoints_kept_one_being_written_and_two_policies():
+    given = config(PPO, "checkpoint.keep_last=2")
+    # Two last, the best and one being written: 4 x (policy + critic) x 12 bytes, and two exports of 2 bytes each.
+    assert checkpoint_bytes(given, NAMED, NAMED) == 4 * 2000 * 12 + 4000
+    assert checkpoint_bytes(config(GRPO, "checkpoint={keep_best: false, export: false}"), NAMED, None) == 3 * 1000 * 12

@@ -1,0 +1,339 @@
+"""Rules across sections: each problem names its path, the rule, the value and what to do; an ignored key is one."""
+
+import pytest
+
+from tests.fixtures.configs import DPO, GRPO, PPO, problems
+
+TASK = "data={reasoning_gym: {task: chain_sum, size: 10}}"
+
+
+@pytest.mark.parametrize("text", [GRPO, PPO, DPO])
+def test_the_smallest_recipes_break_no_rule(text):
+    assert problems(text) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.path=null"], "data: needs exactly one of data.path and data.reasoning_gym, got neither"),
+        (
+            ["data.reasoning_gym={task: chain_sum}"],
+            "data: needs exactly one of data.path and data.reasoning_gym, got both",
+        ),
+        (
+            [TASK, "data.messages_column=chat"],
+            "data.messages_column: reasoning_gym tasks have questions, not messages; remove it",
+        ),
+        (
+            ["data.messages_column=chat", "data.prompt_column=text"],
+            "data.prompt_column: data.messages_column is read instead, got 'text'; remove one",
+        ),
+        (
+            [TASK, "data.split=test"],
+            "data.split: reasoning_gym tasks are generated and have none, got 'test'; remove it",
+        ),
+        (
+            [TASK, "data.prompt_column=q"],
+            "data.prompt_column: reasoning_gym tasks are generated and have none, got 'q'; remove it",
+        ),
+        (
+            ["model.attention=eager"],
+            "model.attention: packed samples need sdpa's boolean mask, got eager; set it to sdpa",
+        ),
+    ],
+)
+def test_data_and_model(overrides, expected):
+    assert problems(GRPO, *overrides) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["reward={}"], "reward: grpo needs a reward: add reward.functions or reward.models"),
+        (
+            ["reward.functions.correct.weight=0"],
+            "reward: every weight is 0, so all samples score the same; give one a weight",
+        ),
+        (
+            ["reward.functions.mean={function: exact_match}"],
+            "reward.functions.mean: the name stands for a metric of its own (mean, std, failed, missing_eos, reward "
+            "do)",
+        ),
+        (
+            ["reward.functions.a/b={function: exact_match}"],
+            "reward.functions.a/b: a reward's name is part of a metric's name and has no slash; rename it",
+        ),
+        (
+            ["reward.models.correct={path: m}"],
+            "reward.models.correct: a reward function has this name too; rename one",
+        ),
+    ],
+)
+def test_rewards(overrides, expected):
+    found = problems(GRPO, *overrides)
+    assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (
+            PPO,
+            ["critic=null"],
+            "critic: GAE needs values: add a critic section (critic: {}), or choose a group advantage",
+        ),
+        (GRPO, ["critic={}"], "critic: the grpo advantage has no use for a critic; remove the section"),
+        (
+            GRPO,
+            ["rollout.sampling.samples_per_prompt=1"],
+            "rollout.sampling.samples_per_prompt: the grpo advantage compares samples of one prompt: give at least "
+            "2, got 1",
+        ),
+        (
+            GRPO,
+            ["algorithm.gae_lambda=0.95"],
+            "algorithm.gae_lambda: acts in GAE only, not in the grpo advantage, got 0.95; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm.preference={}"],
+            "algorithm.preference: grpo learns from rewards and has no use for it; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm.correction={kind: icepop, floor: 3.0}"],
+            "algorithm.correction.floor: must lie below algorithm.correction.cap (2), got 3",
+        ),
+    ],
+)
+def test_advantages(text, overrides, expected):
+    assert problems(text, *overrides) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (
+            GRPO,
+            ["algorithm.kl.place=reward"],
+            "algorithm.kl.place: the grpo advantage takes scores without the token KL, got reward; use loss or none",
+        ),
+        (
+            PPO,
+            ["algorithm.advantage=dr_grpo", "critic=null"],
+            "algorithm.kl.place: the dr_grpo advantage takes scores without the token KL, got reward (ppo's own); "
+            "use loss "
+            "or none",
+        ),
+        (
+            GRPO,
+            ["algorithm.kl.coef=0.1"],
+            "algorithm.kl.coef: there is no KL for it to act on, got 0.1; set algorithm.kl.place or remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm.kl.target=6"],
+            "algorithm.kl.target: there is no KL for it to act on, got 6.0; set algorithm.kl.place or remove it",
+        ),
+        (
+            PPO,
+            ["algorithm.kl.coef=0"],
+            "algorithm.kl.coef: 0 has a reference computed whose KL changes nothing; set algorithm.kl.place to none, "
+            "or a "
+            "coefficient above 0, got 0",
+        ),
+        (
+            PPO,
+            ["algorithm.kl={coef: 0, target: 6}", "evaluation.kl_bound=1"],
+            "algorithm.kl.coef: the adaptive controller multiplies it, so it must start above 0 to reach a target, "
+            "got 0",
+        ),
+        (
+            GRPO,
+            ["evaluation.kl_bound=0.2"],
+            "evaluation.kl_bound: there is no reference to measure kl/ref against, got 0.2; set algorithm.kl.place or "
+            "remove it",
+        ),
+    ],
+)
+def test_the_kl_acts_where_its_settings_say_or_is_refused(text, overrides, expected):
+    samples = ["rollout.sampling.samples_per_prompt=2"]
+    assert problems(text, *samples, *overrides) == [expected]
+
+
+def test_a_kl_that_is_only_watched_needs_no_weight():
+    assert problems(PPO, "algorithm.kl.coef=0", "evaluation.kl_bound=0.5") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["rollout.sampling.max_tokens=64"],
+            "rollout.sampling.max_tokens: leaves no room for a prompt in model.max_length (64), got 64",
+        ),
+        (["rollout.sampling.min_tokens=17"], "rollout.sampling.min_tokens: must be at most max_tokens (16), got 17"),
+        (
+            ["rollout.sampling.min_tokens=16", "rollout.sampling.stop=[x]"],
+            "rollout.sampling.stop: min_tokens equals max_tokens (16), so no stop string acts; lower min_tokens",
+        ),
+        (
+            ["rollout.sampling.stop=['']"],
+            "rollout.sampling.stop: an empty stop string would end every response at once; remove it",
+        ),
+        (
+            ["rollout.sampling.top_p=0.9", "rollout.sampling.top_k=40"],
+            "rollout.sampling: top_p 0.9 and top_k 40 renormalise over tokens that the learner cannot see, so its "
+            "log-probs "
+            "would be of another distribution; use top_p 1 and top_k 0, or set algorithm.correction.kind",
+        ),
+        (
+            [
+                "rollout.engine=torch",
+                "rollout.tensor_parallel=2",
+            ],
+            "rollout.tensor_parallel: the torch engine runs on one device, got 2; use vllm or 1",
+        ),
+        (
+            ["learner.gpus_per_rank=0.5"],
+            "rollout.gpu_memory_utilization: a worker that shares its GPU with a learner rank (learner.gpus_per_rank "
+            "0.5) "
+            "may take at most 0.5 of its memory, got 0.85",
+        ),
+    ],
+)
+def test_sampling_and_rollout(overrides, expected):
+    assert problems(GRPO, *overrides) == [expected]
+
+
+def test_sampling_from_a_part_of_the_vocabulary_is_allowed_under_importance_correction():
+    assert problems(GRPO, "rollout.sampling.top_p=0.9", "algorithm.correction.kind=token_tis") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["learner.minibatches=5"], "learner.minibatches: must be at most rollout.prompts_per_step (4), got 5"),
+        (
+            ["learner.backend=torch", "learner.ranks=2"],
+            "learner.backend: torch is the plain twin for one rank without ZeRO; use deepspeed",
+        ),
+        (
+            ["learner.zero={stage: 2, offload_parameters: cpu}"],
+            "learner.zero.offload_parameters: needs stage 3, got stage 2",
+        ),
+        (
+            ["learner.zero.offload_optimizer=cpu"],
+            "learner.zero.offload_optimizer: needs stage 1, 2 or 3, got stage 0",
+        ),
+        (
+            ["learner.zero={stage: 3, offload_optimizer: nvme}"],
+            "learner.zero.offload_optimizer: the learner keeps its state in memory: use cpu or none, got nvme",
+        ),
+        (
+            ["learner.gpus_per_rank=2"],
+            "learner.gpus_per_rank: a rank runs on one GPU or a part of it: give at most 1, got 2; add learner.ranks",
+        ),
+        (
+            ["learner.optimizer.head_lr=1e-3"],
+            "learner.optimizer.head_lr: only a critic has a value head; set critic.optimizer.head_lr",
+        ),
+        (
+            ["steps=3", "learner.epochs=2", "learner.optimizer.freeze_steps=6"],
+            "learner.optimizer.freeze_steps: must be less than the run's 6 optimiser steps, or nothing is learned, "
+            "got 6",
+        ),
+        (
+            ["steps=10", "learner.optimizer.freeze_steps=4", "learner.optimizer.warmup_steps=6"],
+            "learner.optimizer.warmup_steps: must end before the run's 10 optimiser steps do (freeze_steps 4 come "
+            "first), "
+            "got 6",
+        ),
+    ],
+)
+def test_the_learner(overrides, expected):
+    assert problems(GRPO, *overrides) == [expected]
+
+
+def test_the_critic_s_zero_and_schedule_are_held_to_the_same_rules():
+    found = problems(PPO, "critic.zero.offload_optimizer=cpu", "critic.optimizer.freeze_steps=100")
+    assert [line.partition(":")[0] for line in found] == [
+        "critic.zero.offload_optimizer",
+        "critic.optimizer.freeze_steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["evaluation.every_steps=5"], "evaluation.every_steps: needs held-out prompts, got 5: set data.heldout"),
+        (
+            ["data.heldout=10", "evaluation.prompts=20"],
+            "evaluation.prompts: must be at most data.heldout (10), got 20",
+        ),
+        (["evaluation.patience=3"], "evaluation.patience: counts evaluations, got 3: set evaluation.every_steps"),
+        (["evaluation.metric=accuracy"], "evaluation.metric: must be one of correct, reward, got 'accuracy'"),
+        (
+            ["evaluation.max_tokens=64"],
+            "evaluation.max_tokens: leaves no room for a prompt in model.max_length (64), got 64",
+        ),
+        (["ray.address=gpu-box"], "ray.address: must be local, auto or host:port, got 'gpu-box'"),
+        (
+            ["ray={address: auto, num_cpus: 4}"],
+            "ray.num_cpus: is for a Ray started here, ray.address is auto, got 4; remove it",
+        ),
+    ],
+)
+def test_evaluation_and_ray(overrides, expected):
+    assert problems(GRPO, *overrides) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["algorithm.preference=null"], "algorithm.preference: dpo needs it: preference: {loss: sigmoid, beta: 0.1}"),
+        (
+            ["reward.functions.correct={function: exact_match}"],
+            "reward: dpo learns from stored pairs and has no use for a reward; remove the section",
+        ),
+        (
+            ["rollout.workers=2"],
+            "rollout: dpo learns from stored pairs and has no use for a rollout; remove the section",
+        ),
+        (["critic={}"], "critic: dpo learns from stored pairs and has no use for a critic; remove the section"),
+        (
+            ["algorithm.kl.coef=0.1"],
+            "algorithm.kl: is of policy-gradient methods, dpo has no use for it; remove it",
+        ),
+        (["learner.epochs=2"], "learner.epochs: dpo takes algorithm.preference.epochs instead, got 2; remove it"),
+        (
+            ["evaluation.kl_bound=1"],
+            "evaluation.kl_bound: dpo is evaluated on held-out pairs and generates nothing; remove it",
+        ),
+        (
+            ["data.suffix=please"],
+            "data.suffix: dpo takes prompts as they stand in the pairs; put it into the data and remove it",
+        ),
+        (
+            [TASK, "data.heldout=10"],
+            "data.heldout: must be less than data.reasoning_gym.size (10), got 10",
+        ),
+        (
+            ["algorithm.preference={loss: ipo, label_smoothing: 0.1}"],
+            "algorithm.preference.label_smoothing: acts in sigmoid and robust only, not in ipo, got 0.1; remove it",
+        ),
+    ],
+)
+def test_dpo_refuses_what_it_would_ignore(overrides, expected):
+    assert problems(DPO, *overrides) == [expected]
+
+
+def test_every_rule_s_message_says_what_to_do():
+    """A sentence with an imperative: whoever reads it knows the next step."""
+    found = [
+        *problems(PPO, "algorithm.kl.coef=0", "learner.zero.offload_optimizer=cpu", "rollout.sampling.top_k=5"),
+        *problems(GRPO, "critic={}", "reward.functions.correct.weight=0", "evaluation.every_steps=5"),
+    ]
+    assert len(found) == 6
+    for line in found:
+        assert any(word in line for word in ("set ", "needs ", "use ", "remove ", "give ", "must ", "add ")), line
