@@ -24,12 +24,12 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="A model directory that every node must see.")] = None,
 ) -> None:
     """Say what is wrong with this machine or cluster, and how to mend it."""
-    from cluster.inspect.health import FAIL, import_findings, machine_findings
+    from cluster.inspect.health import FAIL, IMPORTED, import_findings, machine_findings
     from cluster.inspect.machine import existing_parent, this_machine
 
     failed = False
     machine = this_machine()
-    for findings in (machine_findings(machine, existing_parent(Path(run_dir))), import_findings()):
+    for findings in (machine_findings(machine, existing_parent(Path(run_dir))), import_findings(IMPORTED)):
         for finding in findings:
             typer.echo(finding)
             failed |= finding.level == FAIL

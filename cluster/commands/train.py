@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def train(
 
     where = run_dir or f"runs/{loaded.name}"
     directory = RunDirectory.attach(where) if resume else RunDirectory.create(where)
+    # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run(loaded, directory, resume=resume, console=Console())
     except KeyboardInterrupt:

@@ -99,7 +99,7 @@ def engine_findings(installed: Mapping[str, str], gpus: int) -> Iterator[Finding
         yield Finding(OK, "torchvision", "no build that clashes with torch")
 
 
-def import_findings(modules: Sequence[str] = IMPORTED, timeout_s: float = IMPORT_TIMEOUT_S) -> Iterator[Finding]:
+def import_findings(modules: Sequence[str], timeout_s: float = IMPORT_TIMEOUT_S) -> Iterator[Finding]:
     """Import each module in a process of its own: one that crashes the interpreter is a finding too."""
     for module in modules:
         command = [sys.executable, "-c", f"import {module}"]

