@@ -28,7 +28,7 @@ lint: install
 
 bench: install
 	$(PIP) -c constraints.txt -e .[$(STACK),test,bench]
-	for b in bench/bench_*.py; do $(BIN)/python $$b || exit 1; done
+	for b in bench/bench_*.py; do $(BIN)/python -m bench.$$(basename $$b .py) || exit 1; done
 
 install: $(VENV)/installed-$(STACK)
 

@@ -74,7 +74,7 @@ def examine(config: Config, run_dir: Path | None = None, machine: Machine | None
                 started.close()
             raise
         runner, problems = starting.result() if starting else (None, [])
-    pass
+    found.wrong += problems
     if runner is not None:
         with runner:
             if found.data is not None:

@@ -109,16 +109,17 @@ def test_reward_models_count_in_the_scorer_and_an_unknown_one_marks_the_plan():
 
 
 def test_a_shared_gpu_must_hold_the_learner_beside_the_engine_s_part():
-    alone = config(GRPO)
-    learner = 18_000 + GPU_CONTEXT
-    engine = 2000 + GPU_CONTEXT
-    assert gpu_bytes_needed(alone, plan_memory(alone, NAMED, None, [], plan(alone, 2, 8))) == round(
-        max(learner, engine / 0.85)
-    )
-    shared = config(GRPO, "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.25")
-    assert gpu_bytes_needed(shared, plan_memory(shared, NAMED, None, [], plan(shared, 2, 8))) == round(
-        max(learner / 0.75, engine / 0.25)
-    )
+    large = ModelFacts(parameters=10**9, origin="name")
+    learner, engine = 18 * 10**9 + GPU_CONTEXT, 2 * 10**9 + GPU_CONTEXT
+
+    def needed(*overrides):
+        given = config(GRPO, *overrides)
+        return gpu_bytes_needed(given, plan_memory(given, large, None, [], plan(given, 2, 8)))
+
+    half = "learner.gpus_per_rank=0.5"
+    assert needed() == learner
+    assert needed(half, "rollout.gpu_memory_utilization=0.25") == round(learner / 0.75)
+    assert needed(half, "rollout.gpu_memory_utilization=0.05") == round(engine / 0.05)
 
 
 def test_the_disk_holds_the_checkpoints_kept_one_being_written_and_two_policies():

@@ -1,0 +1,1 @@
+"""Benchmarks, each a program that prints one table."""
