@@ -97,7 +97,7 @@ class OfflineJob(Job):
     def export(self, step: int) -> Path:
         target = self.directory.policy(step)
         weights = self.config.weights
-        _, summary = self.learner.weights(int(weights.bucket_mb * (1 << 20)), weights.timeout_s)
+        _, summary = self.learner.weights(int(weights.bucket_mb * (1 << 20)), weights.timeout_s, lambda bucket: None)
         facts = {
             "run": self.config.name,
             "model": self.config.model.path,

@@ -53,16 +53,20 @@ class Publisher:
 
     def calibrate(self, probe: Ref) -> float:
         """Measure a freshly loaded engine against the learner, both on the same weights."""
-        self.fresh_mismatch = self._mismatch(probe)
+        self.fresh_mismatch = self._mismatch(probe, self._learner.policy_logprobs([probe], temperature=1.0))
         return self.fresh_mismatch
 
     def publish(self, probe: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
         start = time.monotonic()
-        buckets, summary = self._learner.weights(self._bucket_bytes, self._timeout_s)
-        version = PolicyVersion(self.version.number + 1, summary.digest)
-        self._pool.receive(version, buckets, self._timeout_s)
-        mismatch = self._mismatch(probe)
+        number = self.version.number + 1
+        self._pool.begin_publish(number)
+        buckets, summary = self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive)
+        version = PolicyVersion(number, summary.digest)
+        # The learner scores the recorded samples while the engines still load.
+        shares = self._learner.policy_logprobs([probe], temperature=1.0)
+        self._pool.finish_publish(version, self._timeout_s)
+        mismatch = self._mismatch(probe, shares)
         bound = max(self._factor * self.fresh_mismatch, ROUNDING)
         if not mismatch <= bound:
             raise RunFailed(
@@ -74,8 +78,7 @@ class Publisher:
         self._buckets, self.version = buckets, version
         return Published(version, time.monotonic() - start, summary.nbytes, mismatch)
 
-    def _mismatch(self, probe: Ref) -> float:
-        shares = self._learner.policy_logprobs([probe], temperature=1.0)
+    def _mismatch(self, probe: Ref, shares: tuple[Ref, ...]) -> float:
         engines = self._pool.probe(probe, self._timeout_s)
         learner = self._learner.wait(shares, "scoring the recorded samples")
         return max(mean_mismatch(engine, learner) for engine in engines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,14 +135,18 @@ class RolloutPool:
             stats=tuple(stats),
         )
 
-    def receive(self, version: PolicyVersion, buckets: Sequence[Ref], timeout_s: float) -> None:
-        """Hand every engine the buckets; returns when each has proved that it holds `version.digest`."""
-        done = []
-        for actor in self._actors:
-            done.append(actor.begin_publish.remote(version.number))
-            done += [actor.receive.remote(bucket) for bucket in buckets]
-            done.append(actor.finish_publish.remote(version))
-        get(done, timeout_s, f"publishing version {version.number}")
+    def begin_publish(self, number: int) -> None:
+        """From here until `finish_publish` the engines hold no version. Nothing waits: failures show at the end."""
+        self._publishing = [a.begin_publish.remote(number) for a in self._actors]
+
+    def receive(self, bucket: Ref) -> None:
+        """Hand every engine one bucket; they load it while the learner makes the next."""
+        self._publishing += [a.receive.remote(bucket) for a in self._actors]
+
+    def finish_publish(self, version: PolicyVersion, timeout_s: float) -> None:
+        """Returns when each engine has proved that it holds `version.digest`."""
+        self._publishing += [a.finish_publish.remote(version) for a in self._actors]
+        get(self._publishing, timeout_s, f"publishing version {version.number}")
 
     def probe(self, batch: Ref, timeout_s: float) -> list[Any]:
         """Each engine's log-probs of recorded samples."""
@@ -229,10 +233,17 @@ class LearnerGroup:
         layout, refs = columns.arguments()
         get(self._ranks[0].dump.remote(path, layout, *refs), self._timeout_s, "saving the batch")
 
-    def weights(self, max_bytes: int, timeout_s: float) -> tuple[list[Ref], WeightSummary]:
-        """(bucket references, their summary) of the current policy. The driver owns the buckets, so they outlive a rank."""
+    def weights(
+        self, max_bytes: int, timeout_s: float, on_bucket: Callable[[Ref], None]
+    ) -> tuple[list[Ref], WeightSummary]:
+        """(bucket references, their summary) of the current policy; `on_bucket` hears of each as soon as it is there.
+        The driver owns the buckets, so they outlive a rank."""
         streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
-        refs = list(_drain(streams[0], timeout_s))
+        refs: list[Ref] = []
+        for ref in _drain(streams[0], timeout_s):
+            if refs:  # the stream's last item is the summary: a bucket is known to be one when another item follows
+                on_bucket(refs[-1])
+            refs.append(ref)
         for stream in streams[1:]:
             for _ in _drain(stream, timeout_s):
                 pass

@@ -207,8 +207,9 @@ def train_and_heldout(
 ) -> tuple[PromptSource, PromptSource]:
     """A training source and a held-out one of `heldout_size` distinct questions, none of which is in training.
 
-    A task's held-out questions are generated from another seed and removed, with duplicates, from training. From any
-    other source they are drawn by a seeded choice of distinct questions; every row that asks one leaves training.
+    A task's held-out questions are generated from another seed; from any other source they are drawn by a seeded choice
+    of distinct questions. Every row that asks one of them leaves training. Other rows stay, repeated questions too: to
+    drop those would change the mix that the source has (a task's easy questions are few, so they repeat).
     """
     if heldout_size < 1:
         raise ValueError(f"heldout_size must be at least 1, got {heldout_size}")
@@ -217,7 +218,7 @@ def train_and_heldout(
         heldout = _task_heldout(settings, heldout_size, tokenizer)
     else:
         heldout = _chosen_heldout(train, heldout_size, settings.seed)
-    rest = train.distinct().without(heldout.questions)
+    rest = train.without(heldout.questions)
     if not rest.rows:
         reason = f"all {len(train)} training prompts are held out; lower heldout_size or enlarge the source"
         raise DataError(train.name, [(train.name, reason)])

@@ -16,14 +16,16 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue from the last commit in the run directory.")] = False,
 ) -> None:
     """Tune a model."""
-    from cluster.config import load_config
-
-    loaded = load_config(config, overrides or [])
+    from cluster.commands.check import problems
+    from cluster.config import ConfigError, load_config
     from cluster.driver import run
     from cluster.run.console import Console
     from cluster.run.directory import RunDirectory
 
+    loaded = load_config(config, overrides or [])
     where = run_dir or f"runs/{loaded.name}"
+    if wrong := problems(loaded, where):
+        raise ConfigError(str(config), wrong)
     directory = RunDirectory.attach(where) if resume else RunDirectory.create(where)
     # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

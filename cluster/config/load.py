@@ -31,15 +31,31 @@ class ConfigError(UserError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in problems)]))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML says the last of two equal keys wins; a recipe that says a thing twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                where = node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice in the section at line {where}; keep one", None
+                )
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in `path` with overrides applied in order. Raises ConfigError with all problems."""
     source = str(path)
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(source, [Problem("", f"cannot be read ({error.strerror}); give a recipe's path")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(source, [Problem("", f"is not UTF-8 text (byte {error.start}); save it as UTF-8")]) from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(source, [Problem("", f"is not YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(tree, dict):
@@ -67,7 +83,10 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     key, sign, value = text.partition("=")
     if not sign or not all(key.split(".")):
         raise ValueError("an override is written key.path=value, such as learner.optimizer.lr=1e-5")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value {value!r} is not YAML; quote it") from error
     if isinstance(parsed, str):
         try:  # YAML 1.1 reads 1e-5 as text
             parsed = float(parsed)

@@ -24,7 +24,10 @@ def _name_only(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
+    # Strict: `steps: "40"` and `steps: true` are mistakes, not numbers.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class KL(Section):
@@ -201,7 +204,7 @@ class Optimizer(Section):
     lr: NonNegative = 1e-6
     head_lr: Positive | None = None
     """Critic only: learning rate of the value head (default: lr)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     max_grad_norm: Positive = 1.0

@@ -34,10 +34,13 @@ class LocalPool:
     def __init__(self, worker: RolloutWorker) -> None:
         self.worker = worker
 
-    def receive(self, version: PolicyVersion, buckets: list[Any], timeout_s: float) -> None:
-        self.worker.begin_publish(version.number)
-        for bucket in buckets:
-            self.worker.receive(bucket)
+    def begin_publish(self, number: int) -> None:
+        self.worker.begin_publish(number)
+
+    def receive(self, bucket: Any) -> None:
+        self.worker.receive(bucket)
+
+    def finish_publish(self, version: PolicyVersion, timeout_s: float) -> None:
         self.worker.finish_publish(version)
 
     def probe(self, batch: SampleBatch, timeout_s: float) -> list[np.ndarray]:
@@ -55,8 +58,10 @@ class LocalLearner:
     def __init__(self, policy: PolicyLearner) -> None:
         self.policy = policy
 
-    def weights(self, max_bytes: int, timeout_s: float) -> tuple[list[Any], Any]:
+    def weights(self, max_bytes: int, timeout_s: float, on_bucket: Any) -> tuple[list[Any], Any]:
         *buckets, summary = self.policy.weights(max_bytes)
+        for bucket in buckets:
+            on_bucket(bucket)
         return buckets, summary
 
     def policy_logprobs(self, chunks: list[SampleBatch], temperature: float) -> tuple[Any, ...]:
@@ -79,9 +84,7 @@ class Stage:
         self.module = engine.module
         self.policy = PolicyLearner(engine, Method(PRESETS["grpo"]), UpdateSettings())
         self.pool = LocalPool(self.worker)
-        self.publisher = Publisher(
-            self.pool, LocalLearner(self.policy), bucket_bytes=1 << 18, timeout_s=60, factor=2.0
-        )
+        self.publisher = Publisher(self.pool, LocalLearner(self.policy), bucket_bytes=1 << 18, timeout_s=60, factor=2.0)
         self.worker.adopt(PolicyVersion(0, "from disk"))
         self.publisher.adopt(PolicyVersion(0, "from disk"))
         prompts = [Prompt(i, (2, 20 + i, 30, 31), i) for i in range(8)]
@@ -120,7 +123,7 @@ def test_a_skipped_publish_is_caught_by_identity(stage: Stage, monkeypatch: pyte
     old = list(stage.policy.weights(1 << 18))[:-1]
     stage.learn()
     receive = stage.pool.receive
-    monkeypatch.setattr(stage.pool, "receive", lambda version, buckets, timeout_s: receive(version, old, timeout_s))
+    monkeypatch.setattr(stage.pool, "receive", lambda bucket: receive(old[bucket.index]))
     with pytest.raises(PublishRefused, match="digest"):
         stage.publisher.publish(stage.recorded)
     assert stage.worker.version is None, "an engine between versions takes no traffic"

@@ -189,19 +189,21 @@ def test_heldout_questions_of_a_task_never_occur_in_training(tokenizer):
     train, heldout = train_and_heldout(settings, 40, tokenizer)
     texts = [row.data["question"] for row in train.rows]
     assert len(heldout) == 40 == len({row.data["question"] for row in heldout.rows})
-    assert len(texts) == len(set(texts))
+    assert len(texts) > len(set(texts)), "repeated questions keep their share"
     assert not set(texts) & {row.data["question"] for row in heldout.rows}
-    assert train.counts.heldout > 0 and train.counts.duplicates > 0
-    assert len(train) == 300 - train.counts.heldout - train.counts.duplicates
+    assert train.counts.heldout > 0
+    assert len(train) == 300 - train.counts.heldout
     with pytest.raises(DataError, match="distinct questions"):
         train_and_heldout(settings, 500, tokenizer)
 
 
 def test_heldout_of_a_file_takes_every_copy_of_its_questions(tmp_path, tokenizer):
-    rows = [{"prompt": text} for text in ("a", "b", " a", "c", "b", "d")]
+    asked = ("a", "b", " a", "c", "b", "d")
+    rows = [{"prompt": text} for text in asked]
     settings = PromptSettings(path=write_lines(tmp_path / "p.jsonl", rows), seed=5)
     train, heldout = train_and_heldout(settings, 2, tokenizer)
-    assert len(heldout) == 2 and len(train) == 2
+    assert len(heldout) == 2
+    assert [row.question for row in train.rows] == [t.strip() for t in asked if t.strip() not in heldout.questions]
     assert train.questions | heldout.questions == {"a", "b", "c", "d"}
     assert train_and_heldout(settings, 2, tokenizer)[1].questions == heldout.questions
     with pytest.raises(DataError, match="leaves nothing to train on: 4 distinct"):
