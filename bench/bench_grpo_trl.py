@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 STEPS, PROMPTS, SAMPLES, LENGTH, TURNS = 5, 4, 8, 24, 2
@@ -122,7 +123,7 @@ def trl() -> float:
             callbacks=[Clock()],
         )
         trainer.train()
-    laps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    laps = [b - a for a, b in pairwise(times)]
     return statistics.median(laps[1:])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from actors.pretrained import resolve_model
 from cluster import dpo, ppo
 from cluster.config import Config, ConfigError, Problem
+from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
 from cluster.inputs import load_inputs, load_preference_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
@@ -27,7 +28,6 @@ from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
-from cluster.workers import Cluster
 
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
 """Sections that a resume may change; the rest decides what the numbers are."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.columns import StepColumns
 from cluster.config.schema import Config
 from cluster.errors import RunFailed, UserError
 from cluster.run import checkpoint
@@ -20,7 +21,7 @@ from cluster.run.evaluation import mean_interval
 from cluster.run.ledger import Ledger
 from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
 from cluster.run.state import DriverState
-from cluster.workers import LearnerGroup, StepColumns
+from cluster.workers import LearnerGroup
 from learners.method import UpdateResult
 
 

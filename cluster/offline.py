@@ -15,12 +15,13 @@ import numpy as np
 from actors.data.order import PromptOrder
 from actors.data.preferences import PreferencePair
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
+from cluster.columns import StepColumns
 from cluster.config import resolve
 from cluster.inputs import PreferenceInputs
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec
-from cluster.workers import LearnerGroup, StepColumns, get, put
+from cluster.workers import LearnerGroup, get, put
 
 
 class OfflineJob(Job):

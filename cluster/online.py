@@ -17,6 +17,7 @@ import numpy as np
 from actors.data.order import PromptOrder
 from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, ScoreBatch
+from cluster.columns import Samples, StepColumns
 from cluster.config import resolve
 from cluster.errors import RunFailed
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
@@ -27,7 +28,7 @@ from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
 from cluster.run.samples import write_samples
-from cluster.workers import LearnerGroup, RolloutPool, Samples, ScorerPool, StepColumns, get, put
+from cluster.workers import LearnerGroup, RolloutPool, ScorerPool, get, put
 from learners.method import UpdateResult, needs_old
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from actors.probe import mean_mismatch
 from actors.types import PolicyVersion
+from cluster.columns import Ref
 from cluster.errors import RunFailed
-from cluster.workers import LearnerGroup, Ref, RolloutPool
+from cluster.workers import LearnerGroup, RolloutPool
 
 ROUNDING = 1e-4
 """Nats: float32 kernels of two libraries agree to this, so a tighter bound would fail on rounding alone."""

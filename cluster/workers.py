@@ -7,10 +7,9 @@ that died or timed out becomes one RunFailed sentence. Left out: what the roles 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,17 +17,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.engine import EngineSettings
-from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightSummary
+from cluster.columns import Ref, Samples, StepColumns
 from cluster.errors import RunFailed
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.roles.rollout import RolloutRole
 from cluster.roles.scorer import ScorerRole, ScorerSpec
 from learners.method import UpdateResult
-
-Ref = Any
-"""A Ray object reference."""
 
 # Fresh pages cost more than the arithmetic on them: glibc keeps and reuses what it freed (an update of SmolLM2 on two
 # cores takes 3.9 s instead of 5.8 s).
@@ -60,38 +56,6 @@ def _options(role: RolePlan, name: str) -> dict[str, Any]:
     threads = str(role.threads)
     env = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **MALLOC}
     return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """A step's samples, by reference, one chunk a worker. prompts: references of what the chunks were made from;
-    groups: the chunks' groups in row order, `samples_per_prompt` rows each; recorded: a few of the samples."""
-
-    chunks: tuple[Ref, ...]
-    prompts: tuple[Ref, ...]
-    groups: tuple[int, ...]
-    samples_per_prompt: int
-    recorded: Ref
-    stats: tuple[RolloutStats, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepColumns:
-    """What the learners take, by reference: see roles.step_inputs."""
-
-    step: int
-    kl_coef: float
-    batch: tuple[Ref, ...]
-    scores: tuple[Ref, ...] = ()
-    reference: tuple[Ref, ...] = ()
-    old: tuple[Ref, ...] = ()
-    values: tuple[Ref, ...] = ()
-
-    def arguments(self) -> tuple[dict[str, float], list[Ref]]:
-        """(layout, references) for a call whose columns stand at its top level."""
-        parts = {name: getattr(self, name) for name in ("batch", "scores", "reference", "old", "values")}
-        layout = {"step": self.step, "kl_coef": self.kl_coef, **{name: len(refs) for name, refs in parts.items()}}
-        return layout, [ref for refs in parts.values() for ref in refs]
 
 
 class RolloutPool:
@@ -282,40 +246,6 @@ def _drain(stream: Any, timeout_s: float) -> Iterator[Ref]:
 def _stop(actors: Sequence[Any]) -> None:
     for actor in actors:
         ray.kill(actor)
-
-
-@dataclass(slots=True)
-class Cluster:
-    """A connection to Ray, local or attached."""
-
-    address: str
-    num_cpus: int
-    started_here: bool = field(init=False, default=False)
-
-    def __enter__(self) -> Cluster:
-        # Ray announces its own token authentication at every start; a local cluster's user can do nothing about it.
-        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        if self.address == "local":
-            ray.init(
-                address="local",
-                num_cpus=self.num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=True,
-                logging_level="warning",
-            )
-            self.started_here = True
-        else:
-            ray.init(address=self.address, log_to_driver=False, logging_level="warning")
-        return self
-
-    def resources(self) -> tuple[int, float]:
-        """(CPUs, GPUs) of the whole cluster."""
-        found = ray.cluster_resources()
-        return int(found.get("CPU", 0)), float(found.get("GPU", 0))
-
-    def __exit__(self, *error: object) -> None:
-        ray.shutdown()
 
 
 @dataclass(frozen=True, slots=True)

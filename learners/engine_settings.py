@@ -19,7 +19,7 @@ class ZeroSettings:
 class OptimizerSettings:
     """AdamW. lr is the peak; it warms up linearly over `warmup_steps`, then follows `schedule` ("constant", "linear"
     or "cosine") down to lr * min_lr_ratio at `total_steps`. `head_lr` applies to parameters named `value_head.*`
-    (None: lr). Norm and bias parameters (ndim < 2) get no weight decay. `freeze_steps`: steps at the start with lr 0."""
+    (None: lr). Norm and bias parameters (ndim < 2) get no weight decay. `freeze_steps`: first steps, lr 0."""
 
     lr: float = 1e-6
     head_lr: float | None = None

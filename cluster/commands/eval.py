@@ -50,11 +50,12 @@ def _scores(config: Config, model: str) -> dict[str, list[float]]:
     from actors.pretrained import resolve_model
     from actors.types import PolicyVersion
     from cluster.config import resolve
+    from cluster.connection import Cluster
     from cluster.driver import logical_cpus
     from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
     from cluster.inputs import load_inputs, load_tokenizer, reward_specs
     from cluster.placement import plan
-    from cluster.workers import Cluster, RolloutPool, ScorerPool
+    from cluster.workers import RolloutPool, ScorerPool
 
     path = resolve_model(model)
     with Cluster(config.ray.address, logical_cpus(config)) as cluster:

@@ -7,6 +7,7 @@ path, the rule, the value, and for an unknown key the nearest valid one. Checks 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -31,8 +32,9 @@ class ConfigError(UserError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {p}" for p in problems)]))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML says the last of two equal keys wins; a recipe that says a thing twice is a mistake."""
+class _Loader(yaml.SafeLoader):
+    """YAML as recipes are written: 1e-5 is a number (YAML 1.1 reads text), and a key that stands twice is a mistake
+    (YAML lets the last one win)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -45,6 +47,11 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in `path` with overrides applied in order. Raises ConfigError with all problems."""
     source = str(path)
@@ -55,7 +62,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(source, [Problem("", f"is not UTF-8 text (byte {error.start}); save it as UTF-8")]) from error
     try:
-        tree = yaml.load(text, Loader=_UniqueKeys)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(source, [Problem("", f"is not YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(tree, dict):
@@ -84,15 +91,9 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not sign or not all(key.split(".")):
         raise ValueError("an override is written key.path=value, such as learner.optimizer.lr=1e-5")
     try:
-        parsed = yaml.safe_load(value)
+        return key.split("."), yaml.load(value, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"the value {value!r} is not YAML; quote it") from error
-    if isinstance(parsed, str):
-        try:  # YAML 1.1 reads 1e-5 as text
-            parsed = float(parsed)
-        except ValueError:
-            return key.split("."), parsed
-    return key.split("."), parsed
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -33,9 +33,7 @@ def resolve_preset(config: Config) -> Preset:
         correction_floor=a.correction.floor,
         horizon=float(config.rollout.sampling.max_tokens),
         dual_clip=a.dual_clip if a.dual_clip is not None else preset.loss.dual_clip,
-        **_given(
-            clip_low=a.clip_low, clip_high=a.clip_high, entropy_coef=a.entropy_coef, aggregation=a.aggregation
-        ),
+        **_given(clip_low=a.clip_low, clip_high=a.clip_high, entropy_coef=a.entropy_coef, aggregation=a.aggregation),
     )
     return dataclasses.replace(
         preset,
