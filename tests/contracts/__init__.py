@@ -1,0 +1,1 @@
+"""The real part and its plain twin pass the same suite."""

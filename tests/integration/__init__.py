@@ -1,0 +1,1 @@
+"""Real Ray, vLLM, DeepSpeed and models, whole."""

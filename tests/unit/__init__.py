@@ -1,0 +1,1 @@
+"""Without Ray or engines, without sleeping."""
