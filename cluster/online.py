@@ -251,7 +251,7 @@ class OnlineJob(Job):
         self.role("scorer", "score", max(report.seconds for report in reports))
         known = scores.values[np.isfinite(scores.values)]
         failed = len(scores) - len(known)
-        self.note({"reward/failed": float(failed)})
+        self.note({"score/failed": float(failed)})
         if len(known):
             self.note({"reward/mean": known.mean(), "reward/std": known.std(ddof=1) if len(known) > 1 else 0.0})
         for name, part in scores.parts.items():

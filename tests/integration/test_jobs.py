@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +20,14 @@ from cluster.commands.jobs import jobs as list_jobs
 from cluster.commands.logs import logs
 from cluster.commands.status import status
 from cluster.errors import UserError
-from cluster.jobs import Jobs, JobSpec, JobView, checkout_root, connect
+from cluster.jobs import Jobs, JobSpec, JobView, checkout_root, connect, train_job
 from tests.fixtures.job_server import JobServer, free_ports, job_server
+from tests.integration.runs import learned, recipe, rows
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[JobServer]:
-    with job_server() as started:
+    with job_server(num_cpus=4) as started:
         yield started
 
 
@@ -56,6 +58,24 @@ def test_job_runs_the_shipped_checkout_and_its_log_can_be_followed(jobs: Jobs, t
     assert not Path(path).is_relative_to(checkout_root())  # the copy, not this one
     assert (git, venv) == ("False", "False")
     assert path in jobs.logs("shipped")
+
+
+def test_a_submitted_run_ends_like_a_local_one(
+    jobs: Jobs, server: JobServer, whole_run: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    path = recipe(work, tiny_model)
+    rewards = Path("tests", "integration", "rewards.py")
+    (work / rewards).parent.mkdir(parents=True)
+    shutil.copy(checkout_root() / rewards, work / rewards)
+    run_dir = tmp_path / "run"
+    jobs.submit(
+        train_job(path, [], address=server.address, run_dir=str(run_dir), submission_id="whole-run", working_dir=work)
+    )
+    view = _wait(jobs, "whole-run", lambda view: view.state in ("SUCCEEDED", "FAILED", "STOPPED"), timeout_s=240)
+    assert view.state == "SUCCEEDED", jobs.logs("whole-run")
+    assert learned(rows(run_dir)) == learned(rows(whole_run))
+    assert (run_dir / "policy" / "step-4" / "model.safetensors").is_file()
 
 
 def test_used_id_is_refused_on_the_server_too(jobs: Jobs, tmp_path: Path) -> None:

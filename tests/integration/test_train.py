@@ -13,14 +13,6 @@ from cluster.run import checkpoint
 from tests.integration.runs import learned, left_behind, recipe, rows, start, stop, train, wait_for_step
 
 
-@pytest.fixture(scope="module")
-def whole_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four deterministic GRPO steps without a break."""
-    folder = tmp_path_factory.mktemp("whole")
-    train(recipe(folder, tiny_model), folder / "run")
-    return folder / "run"
-
-
 def test_a_run_leaves_every_file_of_the_run_directory(whole_run: Path) -> None:
     names = {"config.yaml", "metrics.jsonl", "events.jsonl", "ledger.sqlite", "report.html", "samples", "checkpoints"}
     assert names <= {p.name for p in whole_run.iterdir()}
