@@ -120,8 +120,9 @@ def logical_cpus(config: Config) -> int:
 
 
 def _placement(config: Config, cluster: Cluster) -> Placement:
-    cpus, gpus = cluster.resources()
-    placement = plan(config, os.cpu_count() or 1 if config.ray.address == "local" else cpus, gpus)
+    # Threads follow the cores of a machine, this one standing for all: a cluster's logical CPUs are a sum of promises.
+    gpus = cluster.resources()[1]
+    placement = plan(config, os.cpu_count() or 1, gpus)
     problem = shortage(placement, gpus)
     if problem is not None:
         raise ConfigError(config.name, [Problem("placement", problem)])
