@@ -288,7 +288,7 @@ class RaySection(Section):
 class Weights(Section):
     """Publishing the policy to the engines."""
 
-    bucket_mb: Positive = 64.0
+    bucket_mb: Positive = 32.0
     probe_samples: Count = 8
     """Recorded responses on which engine and learner must agree."""
     timeout_s: Seconds = 600.0
