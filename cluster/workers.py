@@ -29,13 +29,14 @@ from learners.method import UpdateResult
 # Fresh pages cost more than the arithmetic on them: glibc keeps and reuses what it freed (an update of SmolLM2 on two
 # cores takes 3.9 s instead of 5.8 s). And a thread pool that spins while it waits starves the pools of the other
 # roles: after 10,000 turns (tens of microseconds) it sleeps (loading an engine beside a learner takes 16 s instead of
-# 46 s on two cores; sleeping at once would cost the decode loop a third of its rate).
+# 46 s on two cores).
 PROCESS_ENV = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1099511627776",
     "MALLOC_TOP_PAD_": "67108864",
-    "GOMP_SPINCOUNT": "10000",
 }
+SLEEP_SOON = {"GOMP_SPINCOUNT": "10000"}
+"""Not for rollout workers: with it one engine start in seven computed with log-probs 1e-4 nats off, for unknown reason."""
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
@@ -62,6 +63,8 @@ def _first_line(error: BaseException) -> str:
 def _options(role: RolePlan, name: str) -> dict[str, Any]:
     threads = str(role.threads)
     env = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
+    if role.role != "rollout":
+        env |= SLEEP_SOON
     return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
 
 
