@@ -36,7 +36,7 @@ PROCESS_ENV = {
     "MALLOC_TOP_PAD_": "67108864",
 }
 SLEEP_SOON = {"GOMP_SPINCOUNT": "10000"}
-"""Not for rollout workers: with it one engine start in seven computed with log-probs 1e-4 nats off, for unknown reason."""
+"""Not for rollout workers: one engine start of seven with it computed log-probs 1e-4 nats off, unexplained so far."""
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
