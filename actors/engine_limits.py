@@ -1,7 +1,7 @@
 """What can be known about a model and an engine from the model's directory alone, before anything starts.
 
 In: a Hugging Face directory (or its config.json as a mapping) and EngineSettings. Out: one sentence saying why the
-engine cannot run the model, or None; the ids that end a sequence. Both engines refuse by these rules, and `raylign
+engine cannot run the model or the learner cannot train it, or None; the ids that end a sequence. Both engines refuse by these rules, and `raylign
 check` asks them first. Left out: vLLM, torch and transformers, so that a config check stays fast; memory plans.
 """
 
@@ -44,6 +44,20 @@ def unsupported_reason(config: Mapping[str, Any], settings: EngineSettings, devi
         return f"max_model_len {settings.max_model_len} is past the model's {longest} positions: lower it"
     if heads % settings.tensor_parallel:
         return f"{heads} attention heads cannot be split over tensor_parallel {settings.tensor_parallel}: use a divisor"
+    return None
+
+
+def untrainable_reason(config: Mapping[str, Any], max_length: int) -> str | None:
+    """Why the learner cannot train this model on sequences of up to `max_length` tokens; None if it can. It packs
+    samples behind a block mask of full causal attention: a window that is narrower, and layers that are no attention at
+    all, would be trained as another model than the engine runs."""
+    text = config.get("text_config", config)
+    kinds = set(text.get("layer_types") or ())
+    if strange := kinds - {"full_attention", "sliding_attention"}:
+        return f"its layers of kind {', '.join(sorted(strange))} cannot be packed: use a model of attention layers"
+    window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
+    if window and kinds != {"full_attention"} and max_length > int(window):
+        return f"its attention sees {window} tokens back and would be trained on more: lower model.max_length to {window}"
     return None
 
 

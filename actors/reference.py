@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.forward import check_attention, score_tokens
+from actors.numerics import settle_kernels
 from actors.types import SampleBatch
 
 
@@ -31,6 +32,7 @@ class ReferenceScorer:
         trust_remote_code: bool = False,
     ) -> None:
         check_attention(attention)
+        settle_kernels()
         self._device = torch.device(device)
         self._model = (
             AutoModelForCausalLM.from_pretrained(

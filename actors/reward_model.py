@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.data.chat import Message
+from actors.numerics import settle_kernels
 
 
 class RewardModel:
@@ -87,6 +88,7 @@ def score_batch(model: torch.nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Ten
 
 def load_classifier(model_path: str | Path, dtype: torch.dtype) -> torch.nn.Module:
     """The model with its one-label head; ValueError when the checkpoint has no such head."""
+    settle_kernels()
     model, info = AutoModelForSequenceClassification.from_pretrained(model_path, dtype=dtype, output_loading_info=True)
     labels = model.config.num_labels
     made_up = sorted(info["missing_keys"])

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from actors.buckets import tensors_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, room
+from actors.numerics import settle_kernels
 from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
 
@@ -48,6 +49,7 @@ class TorchEngine:
     def __init__(self, settings: EngineSettings, device: str = "cpu") -> None:
         if settings.tensor_parallel != 1:
             raise ValueError(f"the torch engine has one device, tensor_parallel is {settings.tensor_parallel}: use 1")
+        settle_kernels()
         self._settings = settings
         self._device = torch.device(device)
         dtype = getattr(torch, settings.dtype)

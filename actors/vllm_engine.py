@@ -43,8 +43,11 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from actors.buckets import tensors_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason
+from actors.numerics import settle_kernels
 from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
+
+settle_kernels()  # here, for every worker process of vLLM imports this file before it loads its model
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.pretrained import resolve_model
 from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
 from cluster.inputs import OnlineInputs
@@ -46,7 +47,9 @@ def scorer_spec(config: Config, tokenizer_path: Path, functions: Sequence[Any], 
     limit = None if reward.memory_limit_gb is None else int(reward.memory_limit_gb * (1 << 30))
     return ScorerSpec(
         functions=tuple(functions),
-        models=tuple(RewardModelSpec(n, m.path, m.weight, m.max_length) for n, m in reward.models.items()),
+        models=tuple(
+            RewardModelSpec(n, str(resolve_model(m.path)), m.weight, m.max_length) for n, m in reward.models.items()
+        ),
         tokenizer_path=str(tokenizer_path),
         missing_eos_penalty=reward.missing_eos_penalty,
         memory_limit_bytes=limit,

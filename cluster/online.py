@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from actors.data.order import PromptOrder
+from actors.pretrained import resolve_model
 from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, ScoreBatch
 from cluster.columns import Samples, StepColumns
@@ -41,7 +42,8 @@ class OnlineJob(Job):
         self.method = resolve.resolve_method(config)
         self.sampling = resolve.sampling_settings(config)
         total = resolve.optimizer_steps(config, config.steps)
-        critic_path = config.critic.path if config.critic and config.critic.path else str(self.model_path)
+        own_critic = config.critic is not None and config.critic.path is not None
+        critic_path = str(resolve_model(config.critic.path) if own_critic else self.model_path)
         self.learner = LearnerGroup(
             placement.role("learner"),
             LearnerSpec(

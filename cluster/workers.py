@@ -34,9 +34,8 @@ PROCESS_ENV = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "1099511627776",
     "MALLOC_TOP_PAD_": "67108864",
+    "GOMP_SPINCOUNT": "10000",
 }
-SLEEP_SOON = {"GOMP_SPINCOUNT": "10000"}
-"""Not for rollout workers: one engine start of seven with it computed log-probs 1e-4 nats off, unexplained so far."""
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
@@ -63,8 +62,6 @@ def _first_line(error: BaseException) -> str:
 def _options(role: RolePlan, name: str) -> dict[str, Any]:
     threads = str(role.threads)
     env = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
-    if role.role != "rollout":
-        env |= SLEEP_SOON
     return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
 
 

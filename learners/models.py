@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from actors.forward import PackedTensors, check_attention
+from actors.numerics import settle_kernels
 from learners.method import ModelSettings
 
 HEAD = "value_head"
@@ -69,6 +70,7 @@ def _arguments(settings: ModelSettings) -> dict:
 
 
 def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
+    settle_kernels()
     trunk = model.trunk if isinstance(model, ValueModel) else model
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.engine_limits import read_model_config, unsupported_reason
+from actors.engine_limits import read_model_config, unsupported_reason, untrainable_reason
 from cluster.config import Config, Problem
 from cluster.config.resolve import engine_settings
 from cluster.inputs import is_hub_id, load_tokenizer
@@ -103,13 +103,15 @@ def _look_at_models(found: Examination) -> None:
     found.facts = facts_of(found.model)
     if found.model.path is None:
         return
+    described = read_model_config(str(found.model.path))
+    if (untrainable := untrainable_reason(described, config.model.max_length)) is not None:
+        found.wrong.append(Problem("model.path", untrainable))
     positions = found.facts.positions
     if positions and config.model.max_length > positions:
         wrong = f"must be at most the model's {positions} positions, got {config.model.max_length}"
         found.wrong.append(Problem("model.max_length", wrong))
     elif config.algorithm.name != "dpo" and config.rollout.engine == "vllm":
         settings = engine_settings(config, str(found.model.path))
-        described = read_model_config(str(found.model.path))
         device = "cuda" if found.machine.gpus else "cpu"
         if (anywhere := unsupported_reason(described, settings, "cuda")) is not None:
             found.wrong.append(Problem("rollout.tensor_parallel", anywhere))
@@ -163,17 +165,19 @@ def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFact
     if config.critic is not None:
         critic = found.facts
         if config.critic.path is not None:
-            model = _plain_model(found, "critic.path", config.critic.path)
-            critic = facts_of(model) if model else None
+            model = find_model(config.critic.path)
+            _report_missing(found, "critic.path", model)
+            critic = facts_of(model)
         layers = config.critic.layers
         if critic and critic.layers and layers is not None and layers > critic.layers:
             found.wrong.append(Problem("critic.layers", f"must be at most the model's {critic.layers}, got {layers}"))
     rewards = []
     for name, reward in config.reward.models.items():
         path = f"reward.models.{name}.path"
-        model = _plain_model(found, path, reward.path)
-        rewards.append(facts_of(model) if model else None)
-        if model and model.path is not None:
+        model = find_model(reward.path)
+        _report_missing(found, path, model)
+        rewards.append(facts_of(model))
+        if model.path is not None:
             described = read_model_config(str(model.path))
             labels = int(described.get("num_labels") or len(described.get("id2label", {"0": "", "1": ""})))
             if labels != 1:
@@ -184,16 +188,6 @@ def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFact
                     )
                 )
     return critic, rewards
-
-
-def _plain_model(found: Examination, path: str, reference: str) -> FoundModel | None:
-    """A model that workers load by its reference: a directory or a hub id, not a package's file."""
-    if reference.startswith("package:"):
-        found.wrong.append(Problem(path, f"must be a model directory or a hub id, got {reference}"))
-        return None
-    model = find_model(reference)
-    _report_missing(found, path, model)
-    return model
 
 
 def _look_at_inputs(found: Examination) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from actors.buckets import make_buckets, tensors_of
 from actors.engine import EngineSettings
-from actors.engine_limits import end_tokens, room, unsupported_reason
+from actors.engine_limits import end_tokens, room, unsupported_reason, untrainable_reason
 from actors.sampling import draw, restrict, uniforms
 
 
@@ -67,6 +67,25 @@ def test_requests_fit_the_window_or_are_refused():
 def test_what_the_engine_cannot_run_is_said_before_it_starts(config, settings, device, says):
     whole = {"num_attention_heads": 4, "hidden_size": 128, "max_position_embeddings": 512, **config}
     reason = unsupported_reason(whole, EngineSettings("anywhere", **{"max_model_len": 512, **settings}), device)
+    assert reason is None if says is None else says in reason
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, None),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 64}, None),
+        ({"sliding_window": 63}, "lower model.max_length to 63"),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "full_attention"]}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, "sees 8 tokens back"),
+        ({"layer_types": ["linear_attention", "full_attention"]}, "kind linear_attention cannot be packed"),
+        ({"text_config": {"sliding_window": 8}}, "sees 8 tokens back"),
+    ],
+)
+def test_what_packing_cannot_train_is_said_before_it_starts(config, says):
+    reason = untrainable_reason(config, 64)
     assert reason is None if says is None else says in reason
 
 
