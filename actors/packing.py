@@ -47,6 +47,12 @@ class MicroBatch:
     rows: np.ndarray
     row_lengths: np.ndarray
 
+    @property
+    def tree_lengths(self) -> tuple[int, ...]:
+        """Tokens of each tree, in the order they stand in."""
+        ends = np.flatnonzero(np.diff(self.trees, append=-1)) + 1
+        return tuple(int(n) for n in np.diff(ends, prepend=0))
+
 
 def plant(batch: SampleBatch, rows: Sequence[int], max_tokens: int, share_prompts: bool = True) -> list[Tree]:
     """Trees of the given sample rows: each group's rows together, cut where a tree would exceed `max_tokens`.

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.forward import check_attention, score_tokens
+from actors.attention import implementation
+from actors.forward import score_tokens
 from actors.numerics import settle_kernels
 from actors.types import SampleBatch
 
@@ -31,14 +32,13 @@ class ReferenceScorer:
         device: str,
         trust_remote_code: bool = False,
     ) -> None:
-        check_attention(attention)
         settle_kernels()
         self._device = torch.device(device)
         self._model = (
             AutoModelForCausalLM.from_pretrained(
                 model_path,
                 dtype=getattr(torch, dtype),
-                attn_implementation=attention,
+                attn_implementation=implementation(attention),
                 trust_remote_code=trust_remote_code,
             )
             .to(self._device)

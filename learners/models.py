@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from actors.forward import PackedTensors, check_attention
+from actors.attention import implementation
+from actors.forward import PackedTensors
 from actors.numerics import settle_kernels
 from learners.method import ModelSettings
 
@@ -36,12 +37,7 @@ class ValueModel(nn.Module):
 
     def forward(self, packed: PackedTensors) -> torch.Tensor:
         """Values, float32 [n], one for each response token of the packed row."""
-        hidden = self.trunk(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            attention_mask=packed.attention_mask,
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden = self.trunk(**packed.arguments()).last_hidden_state[0]
         return self.value_head(hidden[packed.logit_positions])[:, 0].float()
 
 
@@ -61,10 +57,9 @@ def load_critic(settings: ModelSettings) -> ValueModel:
 
 
 def _arguments(settings: ModelSettings) -> dict:
-    check_attention(settings.attention)
     return {
         "dtype": getattr(torch, settings.dtype),
-        "attn_implementation": settings.attention,
+        "attn_implementation": implementation(settings.attention),
         "trust_remote_code": settings.trust_remote_code,
     }
 

@@ -1,5 +1,7 @@
 """The packed forward against one plain forward a row: log-probs, entropies and gradients, however the rows are cut."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,23 @@ def test_one_row_holds_several_trees_with_shared_prompts():
     micro = lay_out(BATCH, one)
     assert micro.trees.max() == 2 and micro.segments.max() == 3
     assert len(micro.token_ids) == 5 + 1 + 9 + 34  # each prompt once, each response token once
+
+
+@torch.no_grad()
+def test_the_trees_of_a_row_are_attended_one_at_a_time(model):
+    """Their lengths reach every layer: a mask that let trees see each other then changes nothing, whole it would."""
+    (one,) = fill(plant(BATCH, ROWS, 1000), 1000)
+    packed = to_tensors(lay_out(BATCH, one), CPU)
+    assert packed.tree_lengths == tuple(tree.cost for tree in one)
+    trees = torch.repeat_interleave(torch.arange(3), torch.tensor(packed.tree_lengths))
+    leaky = packed.attention_mask | (trees[:, None] != trees[None, :])
+    lp, _ = token_logprobs(model, packed)
+    same, _ = token_logprobs(model, dataclasses.replace(packed, attention_mask=leaky))
+    assert torch.equal(lp, same)
+    whole, _ = token_logprobs(model, dataclasses.replace(packed, tree_lengths=()))
+    assert (lp - whole).abs().max() < 1e-5
+    wrong, _ = token_logprobs(model, dataclasses.replace(packed, attention_mask=leaky, tree_lengths=()))
+    assert (lp - wrong).abs().max() > 1e-3
 
 
 def test_packed_gradients_are_those_of_each_row_alone_entropy_included(model):
