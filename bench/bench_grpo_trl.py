@@ -55,7 +55,7 @@ def raylign() -> float:
             "prompts_per_step": PROMPTS,
             "sampling": {"samples_per_prompt": SAMPLES, "max_tokens": LENGTH, "min_tokens": LENGTH},
         },
-        "learner": {"micro_batch_tokens": 512, "optimizer": {"lr": 1e-6}},
+        "learner": {"micro_batch_tokens": 1024, "optimizer": {"lr": 1e-6}},
         "checkpoint": {"every_steps": 1000, "export": False},
     }
     with tempfile.TemporaryDirectory() as folder:

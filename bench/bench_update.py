@@ -71,7 +71,7 @@ def raylign(model, batch: SampleBatch):
         dtype="bfloat16",
         device=torch.device("cpu"),
     )
-    learner = PolicyLearner(engine, Method(PRESETS["grpo"]), UpdateSettings(micro_batch_tokens=512))
+    learner = PolicyLearner(engine, Method(PRESETS["grpo"]), UpdateSettings(micro_batch_tokens=1024))
     scores = ScoreBatch(np.random.default_rng(1).random(len(batch)), {})
     reference = np.full(len(batch.token_ids), -1.0, np.float32)
     inputs = StepInputs(1, batch, scores, 0.04, reference=reference)
