@@ -3,7 +3,7 @@
 Same model (SmolLM2-135M), dtype (bfloat16 weights, float32 master), loss (GRPO with k3 KL), samples (8 prompts x 8
 samples of 22 tokens) and optimiser (AdamW). The peer forwards each prompt with each sample, padded, with logits of
 every position, as a textbook loop does; its micro-batch is the fastest of those tried (8 rows). Tokens are response
-tokens.
+tokens; both sides run with the memory settings of Raylign's workers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
-from bench.common import THREADS, alternate, model_path, prompts, table
+from bench.common import THREADS, alternate, as_a_worker, model_path, prompts, table
 from learners.deepspeed_engine import DeepSpeedEngine
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.method import Method, ModelSettings, StepInputs, UpdateSettings
@@ -26,6 +26,7 @@ GROUPS, SAMPLES, LENGTH = 8, 8, 22
 
 
 def main() -> None:
+    as_a_worker()
     torch.set_num_threads(THREADS)
     model = model_path()
     init_process_group(0, 1, "127.0.0.1", 29531, "gloo", 60)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +37,15 @@ def prompts(count: int, model: Path) -> list[Any]:
 
     source = load_prompts(PromptSettings(size=count, **TASK), AutoTokenizer.from_pretrained(model))
     return source.prompts(PromptOrder(len(source), seed=0).take(0, count))
+
+
+def as_a_worker() -> None:
+    """Start this process again with the memory and thread settings of Raylign's workers: both sides get them."""
+    from cluster.workers import PROCESS_ENV
+
+    wanted = {**PROCESS_ENV, "OMP_NUM_THREADS": str(THREADS)}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
 
 
 def seconds(work: Callable[[], Any]) -> float:
