@@ -1,8 +1,9 @@
 """What can be known about a model and an engine from the model's directory alone, before anything starts.
 
 In: a Hugging Face directory (or its config.json as a mapping) and EngineSettings. Out: one sentence saying why the
-engine cannot run the model or the learner cannot train it, or None; the ids that end a sequence. Both engines refuse by these rules, and `raylign
-check` asks them first. Left out: vLLM, torch and transformers, so that a config check stays fast; memory plans.
+engine cannot run the model or the learner cannot train it, or None; the ids that end a sequence. Both engines refuse
+by these rules, and `raylign check` asks them first. Left out: vLLM, torch and transformers, so that a config check
+stays fast; memory plans.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def untrainable_reason(config: Mapping[str, Any], max_length: int) -> str | None
         return f"its layers of kind {', '.join(sorted(strange))} cannot be packed: use a model of attention layers"
     window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
     if window and kinds != {"full_attention"} and max_length > int(window):
-        return f"its attention sees {window} tokens back and would be trained on more: lower model.max_length to {window}"
+        return (
+            f"its attention sees {window} tokens back and would be trained on more: lower model.max_length to {window}"
+        )
     return None
 
 
