@@ -272,9 +272,8 @@ class WeightBucket:
     data: np.ndarray
 
     def digest(self) -> str:
-        """Content hash of this bucket: names, shapes, dtypes and bytes. XXH3, which reads as fast as memory gives (9
-        GB/s a core where SHA-256 does 1): the proof is against accidents, and every engine makes it for every version.
-        """
+        """Content hash: names, shapes, dtypes and bytes. XXH3, as fast as memory (9 GB/s a core where SHA-256 does 1): the
+        proof is against accidents, and every engine makes it for every version."""
         h = xxhash.xxh3_128(repr((self.index, self.last, self.names, self.shapes, self.dtypes)).encode())
         h.update(memoryview(self.data))
         return h.hexdigest()
