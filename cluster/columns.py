@@ -5,6 +5,7 @@ In: references from workers. Out: the arguments of a learner's call. Left out: R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from actors.rollout import RolloutStats
 
 Ref = Any
 """A Ray object reference."""
+
+COLUMNS = ("batch", "scores", "reference", "old", "values", "baseline")
+"""The order in which a learner's call takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,18 @@ class Samples:
     recorded: Ref
     stats: tuple[RolloutStats, ...]
 
+    @classmethod
+    def merge(cls, parts: Sequence[Samples]) -> Samples:
+        """The parts end to end; recorded samples are the last part's, of the newest weights."""
+        return cls(
+            chunks=tuple(chunk for part in parts for chunk in part.chunks),
+            prompts=tuple(ref for part in parts for ref in part.prompts),
+            groups=tuple(group for part in parts for group in part.groups),
+            samples_per_prompt=parts[0].samples_per_prompt,
+            recorded=parts[-1].recorded,
+            stats=tuple(stats for part in parts for stats in part.stats),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class StepColumns:
@@ -38,9 +54,12 @@ class StepColumns:
     reference: tuple[Ref, ...] = ()
     old: tuple[Ref, ...] = ()
     values: tuple[Ref, ...] = ()
+    baseline: tuple[Ref, ...] = ()
+    kto_baseline: float | None = None
 
-    def arguments(self) -> tuple[dict[str, float], list[Ref]]:
+    def arguments(self) -> tuple[dict[str, Any], list[Ref]]:
         """(layout, references) for a call whose columns stand at its top level."""
-        parts = {name: getattr(self, name) for name in ("batch", "scores", "reference", "old", "values")}
-        layout = {"step": self.step, "kl_coef": self.kl_coef, **{name: len(refs) for name, refs in parts.items()}}
+        parts = {name: getattr(self, name) for name in COLUMNS}
+        numbers = {name: getattr(self, name) for name in ("step", "kl_coef", "kto_baseline")}
+        layout = numbers | {name: len(refs) for name, refs in parts.items()}
         return layout, [ref for refs in parts.values() for ref in refs]

@@ -62,7 +62,7 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
                     open_trackers(directory, config, resumed_step=_step_of(commit) if resume else None),
                     on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
                 )
-                kind = OfflineJob if config.algorithm.name == "dpo" else OnlineJob
+                kind = OnlineJob if config.algorithm.online else OfflineJob
                 job = kind(config, directory, metrics, events, console, model_path)
                 _start(job, placement, commit)
                 events.write("start", f"running from step {job.state.step}", job.state.step)

@@ -29,16 +29,17 @@ class OfflineJob(Job):
 
     def start_workers(self, placement: Placement) -> None:
         config = self.config
-        settings = resolve.preference_settings(config)
+        self._settings = resolve.preference_settings(config)
+        self._reference = resolve.needs_reference(config)
         policy = resolve.policy_settings(config, str(self.model_path), config.steps)
         self.learner = LearnerGroup(
             placement.role("learner"),
             LearnerSpec(
                 method=None,
-                preference=settings,
+                preference=self._settings,
                 policy=policy,
                 critic=None,
-                reference_path=str(self.model_path),
+                reference_path=str(self.model_path) if self._reference else None,
                 device=placement.device,
                 timeout_s=config.learner.update_timeout_s,
             ),
@@ -66,7 +67,11 @@ class OfflineJob(Job):
         self.ledger.admit(step, [(self.order.epoch(position), row, position) for row, position in taken])
         self.state.position += count
         self._taken = [position for _, position in taken]
-        return self._columns(step, [(self.train[row], position) for row, position in taken])
+        pairs = [(self.train[row], position) for row, position in taken]
+        columns = self._columns(step, pairs)
+        if self._settings.loss != "kto":
+            return columns
+        return dataclasses.replace(columns, kto_baseline=self._kto_baseline(step, pairs))
 
     def update(self, columns: StepColumns) -> None:
         result = self.learner.update_policy(columns)
@@ -117,12 +122,22 @@ class OfflineJob(Job):
         super().close()
 
     def _columns(self, step: int, pairs: Sequence[tuple[PreferencePair, int]]) -> StepColumns:
-        batch = pair_batch(pairs)
+        return self._scored(step, pair_batch(pairs))
+
+    def _scored(self, step: int, batch: SampleBatch) -> StepColumns:
+        """The batch's columns, with the reference's log-probs where the loss compares with it."""
         batch_ref = put(batch)
         scores = put(ScoreBatch(values=np.zeros(len(batch)), parts={}))
-        reference = self.learner.reference_logprobs([batch_ref])
+        reference = self.learner.reference_logprobs([batch_ref]) if self._reference else ()
         get(list(reference), self.config.learner.update_timeout_s, "computing reference")
         return StepColumns(step=step, kl_coef=0.0, batch=(batch_ref,), scores=(scores,), reference=reference)
+
+    def _kto_baseline(self, step: int, pairs: Sequence[tuple[PreferencePair, int]]) -> float:
+        columns = self._scored(step, mismatched_batch(pairs))
+        old = self.learner.policy_logprobs(columns.batch)
+        found = self.learner.kto_baseline(dataclasses.replace(columns, old=old))
+        self.note({"kl/kto_baseline": found})
+        return found
 
 
 def pair_batch(pairs: Sequence[tuple[PreferencePair, int]]) -> SampleBatch:
@@ -133,6 +148,14 @@ def pair_batch(pairs: Sequence[tuple[PreferencePair, int]]) -> SampleBatch:
             for pair, position in pairs
             for side, tokens in enumerate((pair.chosen_tokens, pair.rejected_tokens))
         ]
+    )
+
+
+def mismatched_batch(pairs: Sequence[tuple[PreferencePair, int]]) -> SampleBatch:
+    """Each prompt with the next pair's chosen response: what KTO's reference point is measured on."""
+    others = [pair for pair, _ in (*pairs[1:], pairs[0])]
+    return SampleBatch.from_samples(
+        [_sample(pair, position, 0, other.chosen_tokens) for (pair, position), other in zip(pairs, others, strict=True)]
     )
 
 

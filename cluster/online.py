@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import numpy as np
 from actors.data.order import PromptOrder
 from actors.pretrained import resolve_model
 from actors.rollout import RolloutStats
-from actors.types import PolicyVersion, Prompt, SampleBatch, ScoreBatch
+from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
+from cluster.batch import ScoreRefs, StepBatch, Wave
 from cluster.columns import Samples, StepColumns
 from cluster.config import resolve
-from cluster.errors import RunFailed
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
@@ -29,6 +30,7 @@ from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
 from cluster.run.samples import write_samples
+from cluster.scoring import Scoring
 from cluster.workers import LearnerGroup, RolloutPool, ScorerPool, get, put
 from learners.method import UpdateResult, needs_old
 
@@ -65,6 +67,7 @@ class OnlineJob(Job):
         self.scorers = ScorerPool(
             placement.role("scorer"), scorer_spec(config, self.model_path, reward_specs, base), rollout.timeout_s
         )
+        self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
             self.rollouts,
             self.learner,
@@ -117,26 +120,36 @@ class OnlineJob(Job):
 
     # --- one step's verbs ---
 
-    def admit(self, step: int) -> list[Prompt]:
+    def batch(self) -> StepBatch:
+        """An empty batch, which says how many prompts it lacks."""
+        rounds = self.config.algorithm.resample.rounds if self.method.preset.resample_flat_groups else 1
+        return StepBatch(self.config.rollout.prompts_per_step, rounds, self.scoring.fetch)
+
+    def admit(self, step: int, count: int) -> list[Prompt]:
         """The next prompts of the order, admitted in the ledger."""
-        count = self.config.rollout.prompts_per_step
         taken = self.order.take(self.state.position, count)
         rows = [(self.order.epoch(position), row, position) for row, position in taken]
         self.ledger.admit(step, rows)
         self.state.position += count
         return self.train.prompts(taken)
 
-    def generate(self, prompts: Sequence[Prompt]) -> Samples:
-        samples = self.rollouts.generate(
-            prompts, self.sampling, self.publisher.version.number, self.config.weights.probe_samples
-        )
+    def generate(self, prompts: Sequence[Prompt]) -> Wave:
+        version = self.publisher.version.number
+        samples = self.rollouts.generate(prompts, self.sampling, version, self.config.weights.probe_samples)
         self.recorded = samples.recorded
-        self._note_rollout(RolloutStats.merge(samples.stats), max(s.seconds for s in samples.stats))
-        return samples
+        seconds = max(s.seconds for s in samples.stats)
+        greedy = None
+        if self.method.preset.advantage == "remax":
+            greedy = self.rollouts.generate(prompts, replace(_once(self.sampling), temperature=0.0), version)
+            seconds += max(s.seconds for s in greedy.stats)
+        return Wave(samples, greedy, seconds)
 
-    def score(self, step: int, samples: Samples) -> StepColumns:
+    def send_to_scorers(self, samples: Samples) -> ScoreRefs:
+        return self.scorers.score(samples)
+
+    def score(self, step: int, batch: StepBatch) -> StepColumns:
         """Scores, and the log-probs and values that the method needs, in parallel."""
-        pairs = self.scorers.score(samples)
+        samples = batch.samples
         columns: dict[str, tuple[Any, ...]] = {}
         if self.method.needs_reference:
             columns["reference"] = self.learner.reference_logprobs(samples.chunks)
@@ -148,12 +161,15 @@ class OnlineJob(Job):
             began = time.monotonic()
             self.learner.wait(refs, f"computing {name}")
             self.role("learner", name, time.monotonic() - began)
-        self._note_scores(step, samples, pairs)
+        if self.method.preset.advantage == "remax":
+            columns["baseline"] = tuple(self.scoring.baseline(wave) for wave in batch.waves)
+        self._note_rollout(*batch.rollout_stats)
+        self.scoring.settle(step, batch)
         return StepColumns(
             step=step,
             kl_coef=self.state.kl_coef,
             batch=samples.chunks,
-            scores=tuple(scores for scores, _ in pairs),
+            scores=tuple(scores for scores, _ in batch.scores),
             **columns,
         )
 
@@ -164,7 +180,8 @@ class OnlineJob(Job):
         self.role("learner", "update_critic", result.seconds)
         self.note(result.metrics)
 
-    def update_policy(self, columns: StepColumns, samples: Samples) -> None:
+    def update_policy(self, columns: StepColumns, batch: StepBatch) -> None:
+        samples = batch.samples
         rows = len(samples.groups) * samples.samples_per_prompt
         wanted = self.config.tracking.samples_per_step
         show = tuple(range(0, rows, max(1, rows // wanted)))[:wanted] if wanted else ()
@@ -173,7 +190,7 @@ class OnlineJob(Job):
         self.note(result.metrics)
         self.check_update(columns.step, result, columns)
         self._next_kl(result, rows)
-        self.ledger.trained([g for g in samples.groups if g not in self._dropped])
+        self.ledger.trained(self.scoring.kept)
         self._details = result
 
     def publish(self) -> None:
@@ -182,9 +199,9 @@ class OnlineJob(Job):
         self.role("rollout", "sync", published.seconds)
         self.note({"sync/bytes": published.bytes, "sync/mismatch": published.mismatch})
 
-    def record(self, step: int, samples: Samples) -> None:
+    def record(self, step: int) -> None:
         """Write the samples picked for showing."""
-        records = sample_records(step, self._details.details, self._scores, self.train, self.tokenizer)
+        records = sample_records(step, self._details.details, self.scoring.scores, self.train, self.tokenizer)
         if records:
             write_samples(self.directory.samples_file(step), records)
 
@@ -243,41 +260,6 @@ class OnlineJob(Job):
             }
         )
 
-    def _fetch_scores(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[ScoreBatch, list[Any]]:
-        reports = self.scorers.wait([report for _, report in pairs])
-        return ScoreBatch.concat(self.scorers.wait([scores for scores, _ in pairs])), reports
-
-    def _note_scores(self, step: int, samples: Samples, pairs: Sequence[tuple[Any, Any]]) -> None:
-        scores, reports = self._fetch_scores(pairs)
-        self._scores = scores
-        self.role("scorer", "score", max(report.seconds for report in reports))
-        known = scores.values[np.isfinite(scores.values)]
-        failed = len(scores) - len(known)
-        self.note({"score/failed": float(failed)})
-        if len(known):
-            self.note({"reward/mean": known.mean(), "reward/std": known.std(ddof=1) if len(known) > 1 else 0.0})
-        for name, part in scores.parts.items():
-            if np.isfinite(part).any():
-                self.note({f"reward/{name}": float(np.nanmean(part))})
-        self._dropped = self._drop_unscored(scores, samples)
-        if failed:
-            reason = next(iter(scores.errors.values()), "no reason given")
-            self.events.write("reward", f"{failed} samples have no score; the first: {reason}", step)
-        self.state.failures += failed
-        if self.state.failures > self.config.reward.max_failures:
-            raise RunFailed(
-                f"{self.state.failures} samples have no score, more than reward.max_failures "
-                f"({self.config.reward.max_failures}); the last reason: {reason}"
-            )
-
-    def _drop_unscored(self, scores: ScoreBatch, samples: Samples) -> set[int]:
-        """Groups of which no sample has a score leave the run; the ledger says why."""
-        rows = np.isfinite(scores.values).reshape(len(samples.groups), samples.samples_per_prompt)
-        dropped = [group for group, known in zip(samples.groups, rows.any(axis=1), strict=True) if not known]
-        self.ledger.dropped(dropped, "no score")
-        self.ledger.scored([group for group in samples.groups if group not in set(dropped)])
-        return set(dropped)
-
     def _next_kl(self, result: UpdateResult, samples: int) -> None:
         self.note({"kl/coef": self.state.kl_coef})
         kl = self.config.algorithm.kl
@@ -291,7 +273,5 @@ class OnlineJob(Job):
             self.stop_reason = f"kl/ref {result.metrics['kl/ref']:.3f} exceeds evaluation.kl_bound {bound:g}"
 
 
-def _once(sampling: Any) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(sampling, samples_per_prompt=1)
+def _once(sampling: SamplingSettings) -> SamplingSettings:
+    return replace(sampling, samples_per_prompt=1)

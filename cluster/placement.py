@@ -44,7 +44,7 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
     """The placement on so many CPUs and GPUs. Rollout workers and learners take turns in a synchronous step, so on CPU
     each role's processes divide all cores among themselves."""
     on_gpu = gpus > 0
-    online = config.algorithm.name != "dpo"
+    online = config.algorithm.online
     share = config.learner.gpus_per_rank
     roles = [
         RolePlan(

@@ -17,17 +17,20 @@ def train(job: OnlineJob) -> None:
         job.evaluate(0)
         job.write_row(0)
     for step in job.steps():
-        with job.phase("rollout"):
-            prompts = job.admit(step)
-            samples = job.generate(prompts)
+        batch = job.batch()
+        while batch.lacking:
+            with job.phase("rollout"):
+                wave = job.generate(job.admit(step, batch.lacking))
+            with job.phase("score"):
+                batch.add(wave, job.send_to_scorers(wave.samples))
         with job.phase("score"):
-            columns = job.score(step, samples)
+            columns = job.score(step, batch)
         with job.phase("update"):
             job.update_critic(columns)
-            job.update_policy(columns, samples)
+            job.update_policy(columns, batch)
         with job.phase("publish"):
             job.publish()
-        job.record(step, samples)
+        job.record(step)
         job.finish_step(step)
         if job.evaluation_due():
             job.evaluate(step)

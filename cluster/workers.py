@@ -200,6 +200,11 @@ class LearnerGroup:
         layout, refs = columns.arguments()
         return get(self._ranks[0].pair_margins.remote(layout, *refs), self._timeout_s, "comparing pairs")
 
+    def kto_baseline(self, columns: StepColumns) -> float:
+        """KTO's reference point from mismatched samples: `columns.old` and `columns.reference` are theirs."""
+        layout, refs = columns.arguments()
+        return get(self._ranks[0].kto_baseline.remote(layout, *refs), self._timeout_s, "comparing mismatched pairs")
+
     def dump(self, columns: StepColumns, path: str) -> None:
         layout, refs = columns.arguments()
         get(self._ranks[0].dump.remote(path, layout, *refs), self._timeout_s, "saving the batch")

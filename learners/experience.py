@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from actors.packing import MicroBatch
 from actors.types import FinishReason, SampleBatch
 from learners import advantages as adv
 from learners.aggregation import masked
 from learners.method import Method, StepInputs
+from learners.presets import Preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +27,31 @@ class Experience:
     StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with such a token."""
 
     batch: SampleBatch
-    mask_BT: torch.Tensor
-    roll_BT: torch.Tensor
-    advantages_BT: torch.Tensor
-    returns_BT: torch.Tensor | None
-    old_BT: torch.Tensor | None
-    ref_BT: torch.Tensor | None
-    values_BT: torch.Tensor | None
-    sequence_kl_B: torch.Tensor | None
+    mask_BT: Tensor
+    roll_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor | None
+    old_BT: Tensor | None
+    ref_BT: Tensor | None
+    values_BT: Tensor | None
+    sequence_kl_B: Tensor | None
 
     @property
     def kept_rows(self) -> np.ndarray:
         return self.mask_BT.any(dim=1).nonzero()[:, 0].numpy()
 
 
-def slot_index(batch: SampleBatch, rows: np.ndarray) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """What advantages are made of besides scores, padded [B, T]."""
+
+    mask_BT: Tensor
+    old_BT: Tensor | None
+    ref_BT: Tensor | None
+    values_BT: Tensor | None
+
+
+def slot_index(batch: SampleBatch, rows: np.ndarray) -> Tensor:
     """[b, T] index on the batch's T axis of each row's tokens, -1 where the row is shorter."""
     lengths = batch.lengths[rows]
     columns = np.arange(int(lengths.max()) if len(rows) else 0)
@@ -47,7 +59,7 @@ def slot_index(batch: SampleBatch, rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.where(columns[None, :] < lengths[:, None], index, -1))
 
 
-def packed_index(micro: MicroBatch) -> torch.Tensor:
+def packed_index(micro: MicroBatch) -> Tensor:
     """[b, T] index into the micro-batch's own n response tokens."""
     offsets = np.concatenate([[0], np.cumsum(micro.row_lengths)])
     columns = np.arange(int(micro.row_lengths.max()) if len(micro.rows) else 0)
@@ -55,7 +67,7 @@ def packed_index(micro: MicroBatch) -> torch.Tensor:
     return torch.from_numpy(np.where(inside, offsets[:-1, None] + columns[None, :], -1))
 
 
-def pad(flat: torch.Tensor, index_BT: torch.Tensor) -> torch.Tensor:
+def pad(flat: Tensor, index_BT: Tensor) -> Tensor:
     """A flat column [T] as [b, T]; 0 where the index is -1. Differentiable."""
     return torch.where(index_BT >= 0, flat[index_BT.clamp(min=0)], torch.zeros((), dtype=flat.dtype))
 
@@ -67,7 +79,7 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     index_BT = slot_index(batch, np.arange(len(batch)))
 
     # Columns are copied: an array that came through Ray is read-only shared memory, which torch must not alias.
-    def padded(column: np.ndarray | None) -> torch.Tensor | None:
+    def padded(column: np.ndarray | None) -> Tensor | None:
         return None if column is None else pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
 
     turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
@@ -77,8 +89,11 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     mask_BT = (index_BT >= 0) & (turns_BT >= 0) & valid_B[:, None]
     if preset.filter_overlong:
         mask_BT &= ~truncated_B[:, None]
+    if preset.resample_flat_groups:  # others were sampled in their place: they leave the token count too
+        mask_BT &= adv.groups_with_spread(scores_B, _groups(batch), valid_B)[:, None]
     old_BT, ref_BT, values_BT = padded(inputs.old), padded(inputs.reference), padded(inputs.values)
-    advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, mask_BT, old_BT, ref_BT, values_BT)
+    columns = _Columns(mask_BT, old_BT, ref_BT, values_BT)
+    advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, columns)
     sequence_kl_B = None
     if old_BT is not None and ref_BT is not None:
         sequence_kl_B = masked(old_BT - ref_BT, mask_BT).sum(dim=1)
@@ -96,27 +111,52 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
 
 
 def _advantages(
-    inputs: StepInputs,
-    method: Method,
-    scores_B: torch.Tensor,
-    valid_B: torch.Tensor,
-    mask_BT: torch.Tensor,
-    old_BT: torch.Tensor | None,
-    ref_BT: torch.Tensor | None,
-    values_BT: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    preset = method.preset
-    groups_B = torch.from_numpy(inputs.batch.groups[inputs.batch.group_rows])
-    if preset.score_includes_kl and inputs.kl_coef:
-        scores_B = adv.kl_penalised_scores(scores_B, old_BT, ref_BT, mask_BT, inputs.kl_coef, preset.kl_kind)
+    inputs: StepInputs, method: Method, scores_B: Tensor, valid_B: Tensor, columns: _Columns
+) -> tuple[Tensor, Tensor | None]:
+    """(advantages, returns) [B, T]: GAE or reward-to-go per token, or one number a row on each of its tokens."""
+    preset, mask_BT = method.preset, columns.mask_BT
+    returns_BT = None
     if preset.advantage == "gae":
-        rewards_BT = adv.place_sequence_reward(scores_B.float(), mask_BT)
-        if preset.kl_place == "reward":
-            rewards_BT = adv.kl_penalised_rewards(rewards_BT, old_BT, ref_BT, mask_BT, inputs.kl_coef, preset.kl_kind)
-        advantages_BT, returns_BT = adv.gae(rewards_BT, values_BT, mask_BT, method.gamma, method.gae_lambda)
-        return (adv.masked_whiten(advantages_BT, mask_BT) if preset.whiten else advantages_BT), returns_BT
-    advantages_B = adv.group_advantages(scores_B, groups_B, valid_B, preset.advantage)
-    return adv.spread_over_tokens(advantages_B.float(), mask_BT), None
+        rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
+        advantages_BT, returns_BT = adv.gae(rewards_BT, columns.values_BT, mask_BT, method.gamma, method.gae_lambda)
+    elif preset.advantage == "reinforce_pp":
+        rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
+        advantages_BT = adv.reward_to_go(rewards_BT, mask_BT, method.gamma)
+    else:
+        advantages_B = _row_advantages(inputs, preset, scores_B, valid_B, columns)
+        advantages_BT = adv.spread_over_tokens(advantages_B.float(), mask_BT)
+    return (adv.masked_whiten(advantages_BT, mask_BT) if preset.whiten else advantages_BT), returns_BT
+
+
+def _token_rewards(preset: Preset, scores_B: Tensor, columns: _Columns, kl_coef: float) -> Tensor:
+    """[B, T]: the score on the last token, and the token KL where the method has it in the reward."""
+    rewards_BT = adv.place_sequence_reward(scores_B.float(), columns.mask_BT)
+    if preset.kl_place != "reward":
+        return rewards_BT
+    return adv.kl_penalised_rewards(
+        rewards_BT, columns.old_BT, columns.ref_BT, columns.mask_BT, kl_coef, preset.kl_kind
+    )
+
+
+def _row_advantages(inputs: StepInputs, preset: Preset, scores_B: Tensor, valid_B: Tensor, columns: _Columns) -> Tensor:
+    """[B], float64: each row's score against its group's, or against its prompt's greedy response."""
+    groups_B = _groups(inputs.batch)
+    if preset.advantage == "remax":
+        if inputs.baseline is None:
+            raise ValueError("ReMax needs the scores of greedy responses; pass them as baseline")
+        return adv.remax(scores_B, torch.from_numpy(np.array(inputs.baseline, np.float64)), valid_B)
+    if preset.advantage == "opo":
+        return adv.opo(scores_B, groups_B, columns.mask_BT.sum(dim=1), valid_B)
+    if preset.score_includes_kl and inputs.kl_coef:
+        scores_B = adv.kl_penalised_scores(
+            scores_B, columns.old_BT, columns.ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind
+        )
+    kind = "mean" if preset.advantage == "reinforce_pp_baseline" else preset.advantage
+    return adv.group_advantages(scores_B, groups_B, valid_B, kind)
+
+
+def _groups(batch: SampleBatch) -> Tensor:
+    return torch.from_numpy(batch.groups[batch.group_rows])
 
 
 def minibatch_rows(experience: Experience, epoch: int, minibatches: int, seed: int) -> list[np.ndarray]:

@@ -80,7 +80,8 @@ class StepInputs:
     """The columns of one step, aligned: B samples, T response tokens end to end.
 
     scores: [B]. reference, old, values: float32 [T] log-probs of the reference, of the policy before the update, and
-    the critic's values; None where the method has no use for them. kl_coef: this step's coefficient.
+    the critic's values; None where the method has no use for them. baseline: [B] the score of the greedy response to
+    each row's prompt (ReMax alone). kl_coef: this step's coefficient. kto_baseline: KTO's reference point.
     """
 
     step: int
@@ -90,6 +91,8 @@ class StepInputs:
     reference: np.ndarray | None = None
     old: np.ndarray | None = None
     values: np.ndarray | None = None
+    baseline: np.ndarray | None = None
+    kto_baseline: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ import torch
 
 from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
+from actors.types import SampleBatch
 from learners.engine import TrainEngine
 from learners.experience import packed_index, pad
 from learners.method import PreferenceSettings, StepInputs, UpdateResult, UpdateSettings
 from learners.policy import PolicyBase, step_metrics
-from learners.preference_losses import Pairs, preference_loss
+from learners.preference_losses import LOSSES, Pairs, kto_baseline, preference_loss
 from learners.stepping import optimise
 
 
@@ -53,7 +54,7 @@ class PreferenceLearner(PolicyBase):
                 chosen_tokens_P=counts[chosen],
                 rejected_tokens_P=counts[rejected],
             )
-            return preference_loss(pairs_P, self._settings, total_pairs=pairs)
+            return preference_loss(pairs_P, self._settings, total_pairs=pairs, baseline=inputs.kto_baseline)
 
         # A pair must not be cut apart: a tree is a pair, so the budget is at least the longest.
         longest = int(np.max([len(batch.prompt_of(r)) for r in range(len(batch))]) + 2 * batch.lengths.max())
@@ -67,14 +68,23 @@ class PreferenceLearner(PolicyBase):
         )
 
     def margins(self, inputs: StepInputs) -> np.ndarray:
-        """float64 [pairs], implicit reward margins beta ((lp_c - ref_c) - (lp_r - ref_r)); lp is `inputs.old`."""
-        batch = inputs.batch
-        gap = (inputs.old - inputs.reference).astype(np.float64)
-        # reduceat gives an empty row its neighbour's first value.
-        sums = np.where(batch.lengths > 0, np.add.reduceat(np.append(gap, 0.0), batch.offsets[:-1]), 0.0)
-        rewards = self._settings.beta * sums
+        """float64 [pairs], the loss's own reward margins beta (u - v); lp is `inputs.old`."""
+        batch, method = inputs.batch, LOSSES[self._settings.loss]
+        sums = _row_sums(inputs.old - inputs.reference if method.reference else inputs.old, batch)
+        rewards = self._settings.beta * (sums / np.maximum(batch.lengths, 1) if method.averaged else sums)
         chosen, rejected = _sides(batch.group_rows, batch.sample_indices)
         return rewards[chosen.numpy()] - rewards[rejected.numpy()]
+
+    def kto_baseline(self, inputs: StepInputs) -> float:
+        """KTO's reference point, from samples that stand after another prompt than their own."""
+        lp_R, ref_R = (torch.from_numpy(_row_sums(column, inputs.batch)) for column in (inputs.old, inputs.reference))
+        return float(kto_baseline(lp_R, ref_R))
+
+
+def _row_sums(column: np.ndarray, batch: SampleBatch) -> np.ndarray:
+    """float64 [B] sums over each row's tokens. reduceat gives an empty row its neighbour's first value."""
+    sums = np.add.reduceat(np.append(column.astype(np.float64), 0.0), batch.offsets[:-1])
+    return np.where(batch.lengths > 0, sums, 0.0)
 
 
 def _sides(groups: np.ndarray, sides: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

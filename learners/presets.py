@@ -1,9 +1,10 @@
 """What each method's name stands for: settings and presets, data only.
 
 In: nothing. Out: `PolicyLossSettings`, `PreferenceSettings`, `Preset` and `PRESETS`, the table of the on-policy methods
-with their papers' choices. Every field stays overridable (`dataclasses.replace`). Imports without torch, so that the
-config can read it. Left out on purpose: tensors (`policy_losses`, `preference_losses`, `advantages` do the maths) and
-what only a run knows (sampling lengths, the horizon L of `seq-mean-token-sum-norm`).
+with their papers' choices, and its counterpart for pairs. Every field stays overridable (`dataclasses.replace`).
+Imports without torch, so that the config can read it. Left out on purpose: tensors (`policy_losses`,
+`preference_losses`, `advantages` do the maths) and what only a run knows (sampling lengths, the horizon L of
+`seq-mean-token-sum-norm`).
 """
 
 from __future__ import annotations
@@ -189,6 +190,18 @@ PRESETS: dict[str, Preset] = {
         kl_coef=0.01,
         loss=PolicyLossSettings(kl_kind="k2", kl_coef=0.01),
     ),
+    "remax": Preset(  # Li et al. 2023: REINFORCE against the greedy response; k2 in the loss has the KL's own gradient
+        advantage="remax",
+        grouped=False,
+        kl_place="loss",
+        kl_kind="k2",
+        kl_coef=0.05,
+        loss=PolicyLossSettings(kl_kind="k2", kl_coef=0.05, aggregation="seq-mean-token-sum"),
+    ),
+    "opo": Preset(  # Hao et al. 2025: exactly on-policy, neither KL nor entropy bonus
+        advantage="opo",
+        loss=PolicyLossSettings(aggregation="seq-mean-token-sum"),
+    ),
     "dapo": Preset(  # Yu et al. 2025
         advantage="grpo",
         resample_flat_groups=True,
@@ -206,6 +219,28 @@ PRESETS: dict[str, Preset] = {
         loss=PolicyLossSettings(kind="cispo", clip_low=1.0, clip_high=0.28),
     ),
 }
+
+
+PREFERENCE_PRESETS: dict[str, PreferenceSettings] = {
+    "dpo": PreferenceSettings(),  # Rafailov et al. 2023; its relatives by `loss`
+    "kto": PreferenceSettings(loss="kto"),  # Ethayarajh et al. 2024
+    "orpo": PreferenceSettings(loss="orpo"),  # Hong et al. 2024
+    "simpo": PreferenceSettings(loss="simpo", beta=2.0, simpo_gamma=1.0),  # Meng et al. 2024, gamma / beta = 0.5
+    "cpo": PreferenceSettings(loss="cpo"),  # Xu et al. 2024
+}
+
+REFERENCE_FREE = ("orpo", "simpo", "cpo")
+"""Preference losses that compare with no reference."""
+
+PREFERENCE_FIELDS = {
+    "label_smoothing": ("sigmoid", "robust", "exo_pair"),
+    "simpo_gamma": ("simpo",),
+    "nll_coef": ("cpo",),
+    "discopop_tau": ("discopop",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
+"""Which losses a field acts in; `beta` acts in all."""
 
 
 def preset(name: str) -> Preset:

@@ -39,7 +39,7 @@ def evaluate(
         models = models or [loaded.model.path]
     if loaded.data.heldout == 0:
         raise UserError(f"{config}: there are no held-out prompts to evaluate on; add data.heldout=200")
-    if loaded.algorithm.name == "dpo":
+    if not loaded.algorithm.online:
         raise UserError(f"{config}: has no rewards to evaluate by; give an online recipe and --model")
     scores = {name: _scores(loaded, name) for name in models}
     _show(loaded.evaluation.metric, scores)

@@ -1,54 +1,64 @@
-"""Rules of methods that learn from stored pairs: what generates, scores or weighs rewards would be ignored there.
+"""Rules of the methods that learn from stored pairs: what their config has no use for, and what their loss needs.
 
-In: a Config whose algorithm is a preference method. Out: Problems, all of them. Left out: rules of the online methods
-and of sections that every method has (rules.py).
+In: a Config of such a method. Out: Problems. Left out: rules of the online methods and of sections that every method
+has (rules.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.config.algorithm import Algorithm
 from cluster.config.problem import Problem
-from cluster.config.schema import Algorithm, Config, Evaluation, Learner, Reward, Rollout
-
-SMOOTHED_LOSSES = ("sigmoid", "robust")
+from cluster.config.resolve import preference_settings
+from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
+from learners.presets import PREFERENCE_FIELDS
 
 
 def preference_problems(config: Config) -> Iterator[Problem]:
     """What a config of a preference method holds or lacks."""
+    name = config.algorithm.name
     for key, default in (("reward", Reward()), ("rollout", Rollout()), ("critic", None)):
         if getattr(config, key) != default:
-            yield Problem(key, f"dpo learns from stored pairs and has no use for a {key}; remove the section")
-    unused = ("advantage", "gamma", "gae_lambda", "clip_low", "clip_high", "dual_clip", "kl", "entropy_coef")
-    for key in (*unused, "aggregation", "correction"):
+            yield Problem(key, f"{name} learns from stored pairs and has no use for a {key}; remove the section")
+    for key in ("advantage", "whiten", "gamma", "gae_lambda", "loss", "kl", "correction", "resample"):
         if getattr(config.algorithm, key) != _default(Algorithm, key):
-            yield Problem(f"algorithm.{key}", "is of policy-gradient methods, dpo has no use for it; remove it")
-    for key, instead in (
-        ("epochs", "algorithm.preference.epochs"),
-        ("minibatches", "algorithm.preference.pairs_per_step"),
-    ):
+            yield Problem(f"algorithm.{key}", f"is of policy-gradient methods, {name} has no use for it; remove it")
+    for key, instead in (("epochs", "steps"), ("minibatches", "algorithm.preference.pairs_per_step")):
         if getattr(config.learner, key) != _default(Learner, key):
             yield Problem(
-                f"learner.{key}", f"dpo takes {instead} instead, got {getattr(config.learner, key)}; remove it"
+                f"learner.{key}", f"{name} takes {instead} instead, got {getattr(config.learner, key)}; remove it"
             )
     for key in ("temperature", "max_tokens", "metric", "kl_bound"):
         if getattr(config.evaluation, key) != _default(Evaluation, key):
-            yield Problem(f"evaluation.{key}", "dpo is evaluated on held-out pairs and generates nothing; remove it")
+            yield Problem(
+                f"evaluation.{key}", f"{name} is evaluated on held-out pairs and generates nothing; remove it"
+            )
     if config.data.suffix:
-        yield Problem("data.suffix", "dpo takes prompts as they stand in the pairs; put it into the data and remove it")
+        yield Problem(
+            "data.suffix", f"{name} takes prompts as they stand in the pairs; put it into the data and remove it"
+        )
     task = config.data.reasoning_gym
     if task is not None and config.data.heldout >= task.size:
         yield Problem(
             "data.heldout", f"must be less than data.reasoning_gym.size ({task.size}), got {config.data.heldout}"
         )
-    preference = config.algorithm.preference
-    if preference is None:
-        yield Problem("algorithm.preference", "dpo needs it: preference: {loss: sigmoid, beta: 0.1}")
-    elif preference.label_smoothing > 0 and preference.loss not in SMOOTHED_LOSSES:
+    yield from _loss_problems(config)
+
+
+def _loss_problems(config: Config) -> Iterator[Problem]:
+    """Fields that the loss does not use; KTO's need of a second pair."""
+    preference, loss = config.algorithm.preference, preference_settings(config).loss
+    for key, users in PREFERENCE_FIELDS.items():
+        if getattr(preference, key) is not None and loss not in users:
+            yield Problem(
+                f"algorithm.preference.{key}",
+                f"acts in {' and '.join(users)} only, not in {loss}, got {getattr(preference, key):g}; remove it",
+            )
+    if loss == "kto" and preference.pairs_per_step < 2:
         yield Problem(
-            "algorithm.preference.label_smoothing",
-            f"acts in {' and '.join(SMOOTHED_LOSSES)} only, not in {preference.loss}, got "
-            f"{preference.label_smoothing:g}; remove it",
+            "algorithm.preference.pairs_per_step",
+            "kto compares with the other prompts' responses of a step: give at least 2, got 1",
         )
 
 

@@ -13,7 +13,7 @@ from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.method import LearnerSettings, Method, ModelSettings, UpdateSettings
-from learners.presets import PRESETS, PreferenceSettings, Preset
+from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE, PreferenceSettings, Preset
 
 
 def resolve_preset(config: Config) -> Preset:
@@ -24,6 +24,7 @@ def resolve_preset(config: Config) -> Preset:
     kind = preset.kl_kind if a.kl.kind is None else a.kl.kind
     coef = preset.kl_coef if a.kl.coef is None else a.kl.coef
     in_loss = place == "loss"
+    advantage = a.advantage or preset.advantage
     loss = dataclasses.replace(
         preset.loss,
         kl_kind=kind if in_loss else None,
@@ -32,8 +33,7 @@ def resolve_preset(config: Config) -> Preset:
         correction_cap=a.correction.cap,
         correction_floor=a.correction.floor,
         horizon=float(config.rollout.sampling.max_tokens),
-        dual_clip=a.dual_clip if a.dual_clip is not None else preset.loss.dual_clip,
-        **_given(clip_low=a.clip_low, clip_high=a.clip_high, entropy_coef=a.entropy_coef, aggregation=a.aggregation),
+        **a.loss.model_dump(exclude={"filter_overlong"}, exclude_none=True),
     )
     return dataclasses.replace(
         preset,
@@ -41,7 +41,10 @@ def resolve_preset(config: Config) -> Preset:
         kl_place=place,
         kl_kind=kind,
         kl_coef=coef if place != "none" else 0.0,
-        **_given(advantage=a.advantage),
+        advantage=advantage,
+        # RLOO's score alone holds the reward's KL, under whatever name it is used.
+        score_includes_kl=advantage == "rloo" and place == "reward",
+        **_given(whiten=a.whiten, filter_overlong=a.loss.filter_overlong, resample_flat_groups=a.resample.flat_groups),
     )
 
 
@@ -56,8 +59,16 @@ def resolve_method(config: Config) -> Method:
 
 
 def preference_settings(config: Config) -> PreferenceSettings:
-    p = config.algorithm.preference
-    return PreferenceSettings(loss=p.loss, beta=p.beta, label_smoothing=p.label_smoothing)
+    own = PREFERENCE_PRESETS[config.algorithm.name]
+    given = config.algorithm.preference.model_dump(exclude={"pairs_per_step"}, exclude_none=True)
+    return dataclasses.replace(own, **given)
+
+
+def needs_reference(config: Config) -> bool:
+    """Whether a frozen reference is loaded beside the policy."""
+    if config.algorithm.online:
+        return resolve_preset(config).kl_place != "none"
+    return preference_settings(config).loss not in REFERENCE_FREE
 
 
 def sampling_settings(config: Config) -> SamplingSettings:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.config.algorithm import Algorithm, Resample
 from cluster.config.offline_rules import preference_problems
 from cluster.config.problem import Problem
 from cluster.config.resolve import optimizer_steps, resolve_preset
@@ -17,9 +18,14 @@ RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
 """Names that metrics and evaluations use themselves."""
 
 
+TOKEN_ADVANTAGES = ("gae", "reinforce_pp")
+"""Made of rewards per token, which may hold the token KL and may be discounted."""
+GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
+
+
 def cross_section_problems(config: Config) -> list[Problem]:
-    online = (_reward, _advantage, _kl, _correction, _sampling, _rollout, _minibatches)
-    own = (preference_problems,) if config.algorithm.name == "dpo" else online
+    online = (_reward, _advantage, _loss, _kl, _correction, _sampling, _rollout, _minibatches)
+    own = online if config.algorithm.online else (preference_problems,)
     rules = (_model, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
@@ -71,30 +77,43 @@ def _advantage(config: Config) -> Iterator[Problem]:
     name, a = config.algorithm.name, config.algorithm
     samples = config.rollout.sampling.samples_per_prompt
     advantage = resolve_preset(config).advantage
-    if a.preference is not None:
+    if a.preference != _default(Algorithm, "preference"):
         yield Problem("algorithm.preference", f"{name} learns from rewards and has no use for it; remove it")
-    if advantage == "gae":
-        if config.critic is None:
-            yield Problem("critic", "GAE needs values: add a critic section (critic: {}), or choose a group advantage")
-        return
-    if config.critic is not None:
+    if advantage == "gae" and config.critic is None:
+        yield Problem("critic", "GAE needs values: add a critic section (critic: {}), or choose a group advantage")
+    if advantage != "gae" and config.critic is not None:
         yield Problem("critic", f"the {advantage} advantage has no use for a critic; remove the section")
-    if samples < 2:
+    if advantage in GROUP_ADVANTAGES and samples < 2:
         yield Problem(
             "rollout.sampling.samples_per_prompt",
             f"the {advantage} advantage compares samples of one prompt: give at least 2, got {samples}",
         )
-    for key in ("gamma", "gae_lambda"):
-        if getattr(a, key) != 1.0:
+    for key, users in (("gamma", TOKEN_ADVANTAGES), ("gae_lambda", ("gae",))):
+        if getattr(a, key) != 1.0 and advantage not in users:
             yield Problem(
                 f"algorithm.{key}",
-                f"acts in GAE only, not in the {advantage} advantage, got {getattr(a, key):g}; remove it",
+                f"acts in {' and '.join(users)} only, not in the {advantage} advantage, got {getattr(a, key):g}; "
+                "remove it",
             )
+
+
+def _loss(config: Config) -> Iterator[Problem]:
+    loss, resample, preset = config.algorithm.loss, config.algorithm.resample, resolve_preset(config)
+    if preset.loss.kind == "cispo":
+        if preset.loss.ratio != "token":
+            yield Problem("algorithm.loss.ratio", f"cispo weighs each token by its own, got {loss.ratio}; remove it")
+        if loss.dual_clip is not None:
+            yield Problem("algorithm.loss.dual_clip", f"acts in the clip loss only, got {loss.dual_clip:g}; remove it")
+    if preset.resample_flat_groups and config.rollout.sampling.samples_per_prompt < 2:
+        yield Problem("algorithm.resample.flat_groups", "a group of one is always flat; set samples_per_prompt above 1")
+    if not preset.resample_flat_groups and resample.rounds != _default(Resample, "rounds"):
+        yield Problem("algorithm.resample.rounds", f"acts with flat_groups only, got {resample.rounds}; remove it")
 
 
 def _kl(config: Config) -> Iterator[Problem]:
     kl, preset = config.algorithm.kl, resolve_preset(config)
-    if preset.kl_place == "reward" and preset.advantage != "gae" and not preset.score_includes_kl:
+    takes_kl = preset.score_includes_kl or preset.advantage in TOKEN_ADVANTAGES
+    if preset.kl_place == "reward" and not takes_kl:
         own = "" if kl.place == "reward" else f" ({config.algorithm.name}'s own)"
         yield Problem(
             "algorithm.kl.place",
@@ -192,8 +211,8 @@ def _learner(config: Config) -> Iterator[Problem]:
         yield from _zero(path, zero)
     if learner.optimizer.head_lr is not None:
         yield Problem("learner.optimizer.head_lr", "only a critic has a value head; set critic.optimizer.head_lr")
-    # One optimiser step a training step under dpo.
-    steps = config.steps if config.algorithm.name == "dpo" else optimizer_steps(config, config.steps)
+    # Methods on stored pairs take one optimiser step a training step.
+    steps = optimizer_steps(config, config.steps) if config.algorithm.online else config.steps
     yield from _schedule("learner.optimizer", learner.optimizer, steps)
     if critic is not None:
         yield from _schedule("critic.optimizer", critic.optimizer, steps)
@@ -231,7 +250,7 @@ def _evaluation(config: Config) -> Iterator[Problem]:
         yield Problem("evaluation.prompts", f"must be at most data.heldout ({heldout}), got {e.prompts}")
     if e.patience is not None and e.every_steps == 0:
         yield Problem("evaluation.patience", f"counts evaluations, got {e.patience}: set evaluation.every_steps")
-    if config.algorithm.name == "dpo":
+    if not config.algorithm.online:
         return
     known = {"reward", *config.reward.functions, *config.reward.models}
     if e.metric not in known:

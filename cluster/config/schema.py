@@ -1,84 +1,18 @@
 """The config schema: data only.
 
 In: nothing. Out: pydantic models; a section is a class of at most a dozen keys, its docstrings are the reference.
-Unknown keys are errors, nothing is coerced silently. What needs two sections at once is in `rules.py`; reading YAML,
-overrides and error text in `load.py`.
+Unknown keys are errors, nothing is coerced silently. The method has a file of its own (algorithm.py). What needs two
+sections at once is in `rules.py`; reading YAML, overrides and error text in `load.py`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0.0)]
-
-
-def _name_only(value: Any) -> Any:
-    """`algorithm: grpo` is short for `algorithm: {name: grpo}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-class Section(BaseModel):
-    # Strict: `steps: "40"` and `steps: true` are mistakes, not numbers.
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class KL(Section):
-    """The leash to the reference. place: in the reward (PPO's way) or in the loss (GRPO's). Unset: the preset's."""
-
-    place: Literal["none", "reward", "loss"] | None = None
-    kind: Literal["k1", "k2", "k3"] | None = None
-    coef: NonNegative | None = None
-    target: Positive | None = None
-    """Sequence KL that the adaptive controller (Ziegler et al. 2019) holds; None: `coef` is fixed."""
-    horizon: Count = 10_000
-    """Samples over which the adaptive controller corrects."""
-
-
-class Correction(Section):
-    """Importance correction for the difference between engine and learner log-probs."""
-
-    kind: Literal["none", "token_tis", "sequence_tis", "icepop"] = "none"
-    cap: Positive = 2.0
-    floor: NonNegative = 0.5
-    """IcePop's lower bound; `cap` is its upper."""
-
-
-class Preference(Section):
-    """DPO's choices."""
-
-    loss: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"
-    beta: Positive = 0.1
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
-    epochs: Count = 1
-    pairs_per_step: Count = 8
-
-
-class Algorithm(Section):
-    """The method. A name sets its paper's choices (METHODS in the README's table); each field overrides one."""
-
-    name: Literal["ppo", "grpo", "dpo"]
-    advantage: Literal["gae", "grpo", "dr_grpo", "rloo"] | None = None
-    gamma: Fraction = 1.0
-    gae_lambda: Fraction = 1.0
-    clip_low: NonNegative | None = None
-    clip_high: NonNegative | None = None
-    dual_clip: float | None = Field(default=None, gt=1.0)
-    kl: KL = KL()
-    entropy_coef: float | None = None
-    aggregation: (
-        Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] | None
-    ) = None
-    correction: Correction = Correction()
-    preference: Preference | None = None
-    """Only for preference methods."""
+from cluster.config.algorithm import Algorithm
+from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
 
 
 class Model(Section):
@@ -315,7 +249,7 @@ class Config(Section):
     steps: Count = 100
     deterministic: bool = False
     """A resumed run equals an uninterrupted one bit for bit."""
-    algorithm: Annotated[Algorithm, BeforeValidator(_name_only)]
+    algorithm: Annotated[Algorithm, BeforeValidator(name_only)]
     model: Model
     data: Data
     reward: Reward = Reward()

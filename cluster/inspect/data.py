@@ -66,7 +66,7 @@ class RewardFindings:
 
 def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | None, list[Problem]]:
     """Read and tokenise all rows; every bad one is a Problem."""
-    load = load_preference_inputs if config.algorithm.name == "dpo" else load_inputs
+    load = load_inputs if config.algorithm.online else load_preference_inputs
     try:
         inputs = load(config, tokenizer)
     except DataError as error:
@@ -80,7 +80,7 @@ def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | N
 
 def first_row_problems(config: Config) -> list[Problem]:
     """What is wrong with the source itself, without a tokenizer: no such file, task or parameter."""
-    settings = preference_pair_settings(config) if config.algorithm.name == "dpo" else prompt_settings(config)
+    settings = prompt_settings(config) if config.algorithm.online else preference_pair_settings(config)
     try:
         next(iter(read_rows(settings.origin)), None)
     except DataError as error:

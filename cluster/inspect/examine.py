@@ -84,7 +84,7 @@ def examine(config: Config, run_dir: Path | None = None, machine: Machine | None
 
 
 def _missing_packages(config: Config) -> Iterator[Problem]:
-    online = config.algorithm.name != "dpo"
+    online = config.algorithm.online
     needed = [
         ("rollout.engine", "vllm", "raylign[cpu] or raylign[cuda]", online and config.rollout.engine == "vllm"),
         ("learner.backend", "deepspeed", "raylign", config.learner.backend == "deepspeed"),
@@ -110,7 +110,7 @@ def _look_at_models(found: Examination) -> None:
     if positions and config.model.max_length > positions:
         wrong = f"must be at most the model's {positions} positions, got {config.model.max_length}"
         found.wrong.append(Problem("model.max_length", wrong))
-    elif config.algorithm.name != "dpo" and config.rollout.engine == "vllm":
+    elif config.algorithm.online and config.rollout.engine == "vllm":
         settings = engine_settings(config, str(found.model.path))
         device = "cuda" if found.machine.gpus else "cpu"
         if (anywhere := unsupported_reason(described, settings, "cuda")) is not None:
@@ -153,7 +153,7 @@ def _plan(found: Examination, run_dir: Path | None) -> None:
         if not machine.gpus and machine.available < found.memory.total <= machine.memory:
             needed, free = found.memory.total / GIB, machine.available / GIB
             found.notes.append(f"memory: the plan needs about {needed:.1f} GB and {free:.1f} GB are free now")
-    if config.algorithm.name != "dpo" and found.placement.device == "cpu":
+    if config.algorithm.online and found.placement.device == "cpu":
         found.wrong += cache_problems(config, found.facts)
     if run_dir is not None and here:
         found.cannot_run += disk_problems(config, found.facts, critic, run_dir)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config.resolve import resolve_preset
+from cluster.config.resolve import needs_reference
 from cluster.config.schema import Config, Zero
 from cluster.inspect.model import ModelFacts
 from cluster.placement import Placement
@@ -68,7 +68,7 @@ def plan_memory(
 ) -> MemoryPlan:
     roles = [_learner(config, policy, critic)]
     element = BYTES[config.model.dtype]
-    if config.algorithm.name != "dpo":
+    if config.algorithm.online:
         roles.append(_rollout(config, policy, placement.device))
         models = sum(facts.parameters * 2 for facts in reward_models if facts)  # scorers hold bfloat16
         parts = {"runtime": RUNTIME["scorer"], **({"reward models": models} if models else {})}
@@ -127,10 +127,6 @@ def critic_parameters(config: Config, facts: ModelFacts) -> int:
     return facts.embedding_parameters + trunk * min(kept, facts.layers) // facts.layers
 
 
-def needs_reference(config: Config) -> bool:
-    return config.algorithm.name == "dpo" or resolve_preset(config).kl_place != "none"
-
-
 def kv_bytes_per_token(facts: ModelFacts, dtype: str) -> int:
     return 2 * facts.layers * facts.kv_heads * facts.head_dim * BYTES[dtype]
 
@@ -154,7 +150,7 @@ def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:
     """The least memory of each GPU for this plan; a GPU that learner and rollout share is divided by
     rollout.gpu_memory_utilization."""
     learner = plan.role("learner").on_device + GPU_CONTEXT
-    if config.algorithm.name == "dpo":
+    if not config.algorithm.online:
         return learner
     use, parallel = config.rollout.gpu_memory_utilization, config.rollout.tensor_parallel
     rollout = (plan.role("rollout").on_device // parallel + GPU_CONTEXT) / use

@@ -128,14 +128,17 @@ class LearnerRole:
     def values(self, *chunks: SampleBatch) -> TokenColumn:
         return self.critic.values(SampleBatch.concat(chunks))
 
-    def update_policy(self, show_rows: tuple[int, ...], layout: Mapping[str, int], *columns: Any) -> UpdateResult:
+    def update_policy(self, show_rows: tuple[int, ...], layout: Mapping[str, Any], *columns: Any) -> UpdateResult:
         return self.policy.update(step_inputs(layout, columns), show_rows)
 
-    def update_critic(self, layout: Mapping[str, int], *columns: Any) -> UpdateResult:
+    def update_critic(self, layout: Mapping[str, Any], *columns: Any) -> UpdateResult:
         return self.critic.update(step_inputs(layout, columns))
 
-    def pair_margins(self, layout: Mapping[str, int], *columns: Any) -> np.ndarray:
+    def pair_margins(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
         return self.policy.margins(step_inputs(layout, columns))
+
+    def kto_baseline(self, layout: Mapping[str, Any], *columns: Any) -> float:
+        return self.policy.kto_baseline(step_inputs(layout, columns))
 
     # --- weights, state, files ---
 
@@ -159,7 +162,7 @@ class LearnerRole:
 
         export_policy(self.policy, Path(directory), Path(source), facts)
 
-    def dump(self, path: str, layout: Mapping[str, int], *columns: Any) -> None:
+    def dump(self, path: str, layout: Mapping[str, Any], *columns: Any) -> None:
         """Save a step's inputs for a look at what was not finite."""
         from learners.export import dump_inputs
 
@@ -186,9 +189,9 @@ def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEng
     )
 
 
-def step_inputs(layout: Mapping[str, int], columns: Sequence[Any]) -> StepInputs:
+def step_inputs(layout: Mapping[str, Any], columns: Sequence[Any]) -> StepInputs:
     """StepInputs from flat arguments: Ray resolves references only at the top level of a call. `layout` holds step,
-    kl_coef, and how many of `columns` each of batch, scores, reference, old and values takes, in that order."""
+    kl_coef, kto_baseline, and how many of `columns` each of COLUMNS takes, in that order."""
     rest = list(columns)
 
     def take(name: str) -> list[Any]:
@@ -204,12 +207,16 @@ def step_inputs(layout: Mapping[str, int], columns: Sequence[Any]) -> StepInputs
         shares = take(name)
         return assemble(shares, length) if shares else None
 
+    reference, old, values = column("reference"), column("old"), column("values")
+    baseline = take("baseline")
     return StepInputs(
         step=int(layout["step"]),
         batch=batch,
         scores=scores,
         kl_coef=float(layout["kl_coef"]),
-        reference=column("reference"),
-        old=column("old"),
-        values=column("values"),
+        reference=reference,
+        old=old,
+        values=values,
+        baseline=np.concatenate(baseline) if baseline else None,
+        kto_baseline=layout["kto_baseline"],
     )

@@ -107,6 +107,50 @@ def test_rloo_subtracts_the_rows_summed_kl_before_it_compares():
     assert found.sequence_kl_B.tolist() == [3.0, 0.0]
 
 
+def test_reinforce_pp_sums_the_rewards_to_come_and_whitens_over_the_batch():
+    batch = batch_of(sample(0, 0, [5], [6, 7]), sample(1, 0, [5], [6]))
+    old, ref = np.array([-1.0, -2.0, -1.0], np.float32), np.array([-2.0, -1.0, -1.0], np.float32)
+    inputs = StepInputs(0, batch, scores_of(1.0, 0.0), kl_coef=0.1, old=old, reference=ref)
+    plain = Method(dataclasses.replace(PRESETS["reinforce_pp"], whiten=False), gamma=0.5)
+    # rewards -0.1, 1.1 and 0: to go -0.1 + 0.5 * 1.1 = 0.45, 1.1, 0
+    assert build_experience(inputs, plain).advantages_BT.tolist()[0] == pytest.approx([0.45, 1.1])
+    whitened = build_experience(inputs, Method(PRESETS["reinforce_pp"])).advantages_BT
+    # to go 1.0, 1.1, 0 without discount: mean 0.7, unbiased variance 0.37
+    assert whitened[0].tolist() == pytest.approx([0.3 / 0.37**0.5, 0.4 / 0.37**0.5], rel=1e-5)
+    assert whitened[1].tolist() == pytest.approx([-0.7 / 0.37**0.5, 0.0], rel=1e-5)
+
+
+def test_reinforce_pp_baseline_takes_the_group_mean_off_and_whitens_over_tokens():
+    batch = batch_of(sample(0, 0, [5], [6, 7]), sample(0, 1, [5], [6]))
+    found = build_experience(StepInputs(0, batch, scores_of(1.0, 0.0)), Method(PRESETS["reinforce_pp_baseline"]))
+    # 0.5, 0.5, -0.5: mean 1/6, unbiased variance 1/3
+    expected = [(0.5 - 1 / 6) * 3**0.5, (-0.5 - 1 / 6) * 3**0.5]
+    assert found.advantages_BT[:, 0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_remax_compares_each_score_with_its_prompts_greedy_one():
+    batch = batch_of(sample(0, 0, [5], [6, 7]), sample(1, 0, [5], [6]), sample(2, 0, [5], [6]))
+    inputs = StepInputs(0, batch, scores_of(1.0, 0.25, 1.0), baseline=np.array([0.25, 1.0, NAN]))
+    found = build_experience(inputs, Method(PRESETS["remax"]))
+    assert found.advantages_BT.tolist() == [[0.75, 0.75], [-0.75, 0.0], [0.0, 0.0]]
+    with pytest.raises(ValueError, match="greedy responses"):
+        build_experience(dataclasses.replace(inputs, baseline=None), Method(PRESETS["remax"]))
+
+
+def test_opo_weighs_the_groups_baseline_by_length():
+    batch = batch_of(sample(0, 0, [5], [6, 7, 8]), sample(0, 1, [5], [6]))
+    found = build_experience(StepInputs(0, batch, scores_of(1.0, 0.0)), Method(PRESETS["opo"]))
+    # baseline (3 * 1 + 1 * 0) / 4
+    assert found.advantages_BT[:, 0].tolist() == pytest.approx([0.25, -0.75])
+
+
+def test_dapo_takes_flat_groups_out_of_the_loss_and_the_token_count():
+    rows = [sample(0, 0, [5], [6]), sample(0, 1, [5], [7]), sample(1, 0, [5], [6]), sample(1, 1, [5], [7])]
+    inputs = StepInputs(0, batch_of(*rows), scores_of(1.0, 1.0, 1.0, 0.0))
+    assert build_experience(inputs, Method(PRESETS["dapo"])).kept_rows.tolist() == [2, 3]
+    assert build_experience(inputs, GRPO).kept_rows.tolist() == [0, 1, 2, 3]
+
+
 def test_an_empty_response_is_masked_and_still_counts_in_its_groups_statistics():
     batch = batch_of(sample(0, 0, [5], []), sample(0, 1, [5], [6]), sample(0, 2, [5], [8]))
     found = build_experience(StepInputs(0, batch, scores_of(1.0, 2.0, 3.0)), GRPO)

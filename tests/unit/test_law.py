@@ -31,10 +31,6 @@ RAY_IMPORTERS = {
 SERVING = "serve/"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90
 LOOPS = {"cluster/ppo.py", "cluster/dpo.py"}
-LONGER_FILES = {
-    "cluster/config/schema.py": (340, "data only: one line a key, and its docstring is the reference"),
-}
-"""Lines allowed beyond LONGEST_FILE, each with its reason."""
 
 
 def sources() -> list[Path]:
@@ -128,18 +124,13 @@ def test_files_and_functions_stay_short():
     found = []
     for path in sources():
         name, text = name_of(path), path.read_text()
-        if (lines := text.count("\n")) > LONGER_FILES.get(name, (LONGEST_FILE, ""))[0]:
+        if (lines := text.count("\n")) > LONGEST_FILE:
             found.append(f"{name}: {lines} lines")
         bound = LONGEST_LOOP if name in LOOPS else LONGEST_FUNCTION
         for function in functions_of(ast.parse(text)):
             if (length := function.end_lineno - function.lineno + 1) > bound:
                 found.append(f"{name}:{function.name}: {length} lines")
     assert found == []
-
-
-def test_an_exception_to_the_length_of_files_is_still_needed():
-    needless = [name for name in LONGER_FILES if (ROOT / name).read_text().count("\n") <= LONGEST_FILE]
-    assert needless == []
 
 
 def test_every_file_opens_with_what_it_is():

@@ -18,15 +18,15 @@ def test_a_method_s_name_alone_gives_its_paper_s_choices():
 
 
 def test_each_field_overrides_one_choice_and_leaves_the_others():
-    found = resolve.resolve_preset(config(PPO, "algorithm.clip_high=0.28", "algorithm.kl.coef=0.02"))
+    found = resolve.resolve_preset(config(PPO, "algorithm.loss.clip_high=0.28", "algorithm.kl.coef=0.02"))
     assert (found.loss.clip_low, found.loss.clip_high) == (0.2, 0.28)
     assert (found.kl_place, found.kl_coef) == ("reward", 0.02)
-    found = resolve.resolve_preset(config(PLAIN_GRPO, "algorithm={name: grpo, kl: {kind: k2}, dual_clip: 3}"))
+    found = resolve.resolve_preset(config(PLAIN_GRPO, "algorithm={name: grpo, kl: {kind: k2}, loss: {dual_clip: 3}}"))
     assert (found.loss.kl_kind, found.loss.kl_coef, found.loss.dual_clip) == ("k2", 0.04, 3.0)
 
 
 def test_a_clip_of_zero_is_a_choice_and_not_unset():
-    assert resolve.resolve_preset(config(PPO, "algorithm.clip_low=0")).loss.clip_low == 0.0
+    assert resolve.resolve_preset(config(PPO, "algorithm.loss.clip_low=0")).loss.clip_low == 0.0
 
 
 def test_without_a_place_there_is_no_kl_anywhere_and_no_reference():

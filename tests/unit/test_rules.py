@@ -92,11 +92,11 @@ def test_rewards(overrides, expected):
         (
             GRPO,
             ["algorithm.gae_lambda=0.95"],
-            "algorithm.gae_lambda: acts in GAE only, not in the grpo advantage, got 0.95; remove it",
+            "algorithm.gae_lambda: acts in gae only, not in the grpo advantage, got 0.95; remove it",
         ),
         (
             GRPO,
-            ["algorithm.preference={}"],
+            ["algorithm.preference={beta: 0.2}"],
             "algorithm.preference: grpo learns from rewards and has no use for it; remove it",
         ),
         (
@@ -291,7 +291,6 @@ def test_evaluation_and_ray(overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["algorithm.preference=null"], "algorithm.preference: dpo needs it: preference: {loss: sigmoid, beta: 0.1}"),
         (
             ["reward.functions.correct={function: exact_match}"],
             "reward: dpo learns from stored pairs and has no use for a reward; remove the section",
@@ -305,7 +304,7 @@ def test_evaluation_and_ray(overrides, expected):
             ["algorithm.kl.coef=0.1"],
             "algorithm.kl: is of policy-gradient methods, dpo has no use for it; remove it",
         ),
-        (["learner.epochs=2"], "learner.epochs: dpo takes algorithm.preference.epochs instead, got 2; remove it"),
+        (["learner.epochs=2"], "learner.epochs: dpo takes steps instead, got 2; remove it"),
         (
             ["evaluation.kl_bound=1"],
             "evaluation.kl_bound: dpo is evaluated on held-out pairs and generates nothing; remove it",
@@ -320,7 +319,8 @@ def test_evaluation_and_ray(overrides, expected):
         ),
         (
             ["algorithm.preference={loss: ipo, label_smoothing: 0.1}"],
-            "algorithm.preference.label_smoothing: acts in sigmoid and robust only, not in ipo, got 0.1; remove it",
+            "algorithm.preference.label_smoothing: acts in sigmoid and robust and exo_pair only, not in ipo, got 0.1; "
+            "remove it",
         ),
     ],
 )

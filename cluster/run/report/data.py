@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.run.metrics import Interval, Row
+from learners.presets import PREFERENCE_PRESETS
 
 MAX_POINTS = 2000
 """Steps drawn at most; a longer run is thinned evenly, evaluations kept."""
@@ -127,8 +128,7 @@ def _method(config: Mapping[str, Any]) -> str:
 
 
 def _is_preference(config: Mapping[str, Any]) -> bool:
-    algorithm = config.get("algorithm") or {}
-    return algorithm.get("name") == "dpo" or algorithm.get("preference") is not None
+    return (config.get("algorithm") or {}).get("name") in PREFERENCE_PRESETS
 
 
 def _parts(reward: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

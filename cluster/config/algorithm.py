@@ -1,0 +1,107 @@
+"""The `algorithm` section: data only. What a method's name stands for is in learners/presets.py.
+
+In: nothing. Out: pydantic models; a field that is not set is the preset's. Left out: which fields a method has no use
+for (rules.py, offline_rules.py).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config.section import Count, Fraction, NonNegative, Positive, Section
+
+
+class KL(Section):
+    """The leash to the reference. place: in the reward (PPO's way) or in the loss (GRPO's). Unset: the preset's."""
+
+    place: Literal["none", "reward", "loss"] | None = None
+    kind: Literal["k1", "k2", "k3"] | None = None
+    coef: NonNegative | None = None
+    target: Positive | None = None
+    """Sequence KL that the adaptive controller (Ziegler et al. 2019) holds; None: `coef` is fixed."""
+    horizon: Count = 10_000
+    """Samples over which the adaptive controller corrects."""
+
+
+class Correction(Section):
+    """Importance correction for the difference between engine and learner log-probs."""
+
+    kind: Literal["none", "token_tis", "sequence_tis", "icepop"] = "none"
+    cap: Positive = 2.0
+    floor: NonNegative = 0.5
+    """IcePop's lower bound; `cap` is its upper."""
+
+
+class Preference(Section):
+    """The loss on pairs. Unset: the method's own."""
+
+    loss: (
+        Literal[
+            *("sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"),
+            *("discopop", "kto", "orpo", "simpo", "cpo"),
+        ]
+        | None
+    ) = None
+    beta: Positive | None = None
+    label_smoothing: float | None = Field(default=None, ge=0.0, lt=0.5)
+    """Share of pairs believed to be labelled the wrong way round."""
+    simpo_gamma: NonNegative | None = None
+    nll_coef: NonNegative | None = None
+    discopop_tau: float | None = Field(default=None, gt=0.0, le=1.0)
+    desirable_weight: Positive | None = None
+    undesirable_weight: Positive | None = None
+    pairs_per_step: Count = 8
+
+
+class PolicyLoss(Section):
+    """The token loss of an on-policy method. Unset: the preset's."""
+
+    kind: Literal["clip", "cispo"] | None = None
+    ratio: Literal["token", "sequence_mean", "sequence_sum"] | None = None
+    """Per token, or per response: from the mean (GSPO) or the sum (RLOO) of its log-ratios."""
+    clip_low: NonNegative | None = None
+    clip_high: NonNegative | None = None
+    dual_clip: float | None = Field(default=None, gt=1.0)
+    entropy_coef: float | None = None
+    aggregation: (
+        Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] | None
+    ) = None
+    filter_overlong: bool | None = None
+    """Truncated responses leave the loss and the token count."""
+
+
+class Resample(Section):
+    """Dynamic sampling (DAPO): prompts whose responses all score the same are replaced before the update."""
+
+    flat_groups: bool | None = None
+    rounds: Count = 10
+    """Generations a step may take to find prompts that are not flat; then it learns from those it has."""
+
+
+class Algorithm(Section):
+    """The method. A name sets its paper's choices (METHODS in the README's table); each field overrides one."""
+
+    name: Literal[
+        *("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"),
+        *("dapo", "gspo", "cispo", "dpo", "kto", "orpo", "simpo", "cpo"),
+    ]
+    advantage: (
+        Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"] | None
+    ) = None
+    whiten: bool | None = None
+    """Whiten advantages over the batch."""
+    gamma: Fraction = 1.0
+    gae_lambda: Fraction = 1.0
+    loss: PolicyLoss = PolicyLoss()
+    kl: KL = KL()
+    correction: Correction = Correction()
+    resample: Resample = Resample()
+    preference: Preference = Preference()
+    """Of the methods that learn from pairs."""
+
+    @property
+    def online(self) -> bool:
+        """Whether the run makes its own samples; otherwise it learns from stored pairs."""
+        return self.name not in ("dpo", "kto", "orpo", "simpo", "cpo")
