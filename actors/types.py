@@ -272,7 +272,7 @@ class WeightBucket:
     data: np.ndarray
 
     def digest(self) -> str:
-        """Content hash: names, shapes, dtypes and bytes. XXH3, as fast as memory (9 GB/s a core where SHA-256 does 1): the
+        """Content hash: names, shapes, dtypes and bytes. XXH3, as fast as memory (9 GB/s a core, SHA-256 makes 1): the
         proof is against accidents, and every engine makes it for every version."""
         h = xxhash.xxh3_128(repr((self.index, self.last, self.names, self.shapes, self.dtypes)).encode())
         h.update(memoryview(self.data))
