@@ -28,11 +28,20 @@ def chat(
     turns: list[dict[str, str]] = []
     if message is None:
         typer.echo(f"{path}: an empty line ends the conversation")
-    while said := (message if message is not None else typer.prompt("you", default="", show_default=False)):
+    while said := (message if message is not None else _asked()):
         turns.append({"role": "user", "content": said})
         turns.append({"role": "assistant", "content": _answer(network, tokenizer, turns, max_tokens, temperature)})
         if message is not None:
             return
+
+
+def _asked() -> str:
+    """What the user types; nothing at the end of the input or at Ctrl-C, which end the conversation."""
+    try:
+        return typer.prompt("you", default="", show_default=False)
+    except typer.Abort:
+        typer.echo()
+        return ""
 
 
 def _answer(network: Any, tokenizer: Any, turns: list[dict[str, str]], max_tokens: int, temperature: float) -> str:
