@@ -1,5 +1,6 @@
 """The preference learner on the plain engine: DPO's start, its direction, and pairs that no cut takes apart."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -139,6 +140,27 @@ def test_margins_are_beta_times_the_gap_of_gaps_an_empty_response_counting_zero(
     margins = learner.margins(inputs_of(reference, batch, old))
     # in order of appearance: group 4: 0.5 * (-1 - 0) = -0.5; group 2: 0.5 * (1.5 - 0.5) = 0.5
     assert margins.tolist() == pytest.approx([-0.5, 0.5])
+
+
+def test_margins_of_a_length_averaged_loss_need_no_reference():
+    batch = batch_of(sample(0, 0, [5], [7, 8]), sample(0, 1, [5], [9]))
+    learner = PreferenceLearner(None, PreferenceSettings(loss="simpo", beta=2.0), UpdateSettings())
+    margins = learner.margins(inputs_of(None, batch, np.array([-1.0, -2.0, -3.0], np.float32)))
+    assert margins.tolist() == pytest.approx([2.0 * (-1.5 + 3.0)])
+
+
+def test_kto_compares_with_the_mean_gap_of_mismatched_samples_never_below_zero(path):
+    learner = PreferenceLearner(None, PreferenceSettings(loss="kto"), UpdateSettings())
+    batch = batch_of(sample(0, 0, [5], [7, 8]), sample(1, 0, [5], [9]))
+    reference = np.array([-2.0, -2.0, -3.0], np.float32)
+    assert learner.kto_baseline(inputs_of(reference, batch, reference + 0.5)) == pytest.approx((1.0 + 0.5) / 2)
+    assert learner.kto_baseline(inputs_of(reference, batch, reference - 0.5)) == 0.0
+    with pytest.raises(ValueError, match="KL baseline"):
+        learner_of(policy_engine(path), loss="kto").update(inputs_of(logprobs_of(path)))
+    inputs = dataclasses.replace(inputs_of(logprobs_of(path)), kto_baseline=0.3)
+    metrics = learner_of(policy_engine(path), loss="kto", beta=1.0).update(inputs).metrics
+    # u = v = 0: half of (1 - sigmoid(-0.3)) and half of (1 - sigmoid(0.3))
+    assert metrics["loss"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_a_reference_that_is_not_finite_skips_the_step_and_leaves_every_bit(path):

@@ -1,8 +1,12 @@
 """From config to role settings: presets as METHODS has them, overrides on top, nothing lost on the way."""
 
+import dataclasses
+
 import pytest
 
 from cluster.config import resolve
+from learners.preference_losses import LOSSES
+from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE
 from tests.fixtures.configs import DPO, GRPO, PPO, config
 
 PLAIN_GRPO = GRPO.replace("{name: grpo, kl: {place: none}}", "grpo")
@@ -81,6 +85,36 @@ def test_the_default_critic_learns_ten_times_as_fast_as_the_default_policy():
     found = config(PPO)
     assert resolve.critic_settings(found, "/c", 1).optimizer.lr == pytest.approx(1e-5)
     assert resolve.policy_settings(found, "/p", 1).optimizer.lr == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_is_an_algorithm_and_breaks_no_rule_of_its_own(name):
+    text = (PPO if PRESETS[name].critic else GRPO).replace("{name: grpo, kl: {place: none}}", name)
+    found = resolve.resolve_preset(config(text.replace("algorithm: ppo", f"algorithm: {name}")))
+    own = PRESETS[name]
+    assert dataclasses.replace(found, loss=own.loss) == own
+    settings = dataclasses.replace(own.loss, horizon=16.0)
+    assert found.loss == settings
+
+
+def test_rloo_s_score_holds_the_rewards_kl_under_any_name_and_only_then():
+    text = GRPO.replace("{name: grpo, kl: {place: none}}", "rloo")
+    assert resolve.resolve_preset(config(text)).score_includes_kl
+    assert not resolve.resolve_preset(config(text, "algorithm.kl.place=loss")).score_includes_kl
+    mixed = config(GRPO, "algorithm={name: grpo, advantage: rloo, kl: {place: reward, kind: k1}}")
+    assert resolve.resolve_preset(mixed).score_includes_kl
+
+
+@pytest.mark.parametrize("name", sorted(PREFERENCE_PRESETS))
+def test_a_preference_method_s_name_alone_gives_its_settings(name):
+    found = config(DPO.replace("{name: dpo, preference: {loss: sigmoid}}", name))
+    assert resolve.preference_settings(found) == PREFERENCE_PRESETS[name]
+    assert resolve.needs_reference(found) is (name in ("dpo", "kto"))
+    assert not found.algorithm.online
+
+
+def test_the_table_of_losses_without_a_reference_is_the_losses_own():
+    assert {name for name, method in LOSSES.items() if not method.reference} == set(REFERENCE_FREE)
 
 
 def test_preference_settings_come_from_their_section():

@@ -328,6 +328,51 @@ def test_dpo_refuses_what_it_would_ignore(overrides, expected):
     assert problems(DPO, *overrides) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (
+            GRPO,
+            ["algorithm={name: cispo, loss: {dual_clip: 3}}"],
+            "algorithm.loss.dual_clip: acts in the clip loss only, got 3; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm={name: cispo, loss: {ratio: sequence_mean}}"],
+            "algorithm.loss.ratio: cispo weighs each token by its own, got sequence_mean; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm.resample.rounds=3"],
+            "algorithm.resample.rounds: acts with flat_groups only, got 3; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm={name: remax, gamma: 0.9}"],
+            "algorithm.gamma: acts in gae and reinforce_pp only, not in the remax advantage, got 0.9; remove it",
+        ),
+        (
+            GRPO,
+            ["algorithm={name: opo, kl: {place: reward}}"],
+            "algorithm.kl.place: the opo advantage takes scores without the token KL, got reward; use loss or none",
+        ),
+        (
+            DPO,
+            ["algorithm={name: kto, preference: {pairs_per_step: 1}}"],
+            "algorithm.preference.pairs_per_step: kto compares with the other prompts' responses of a step: give at "
+            "least 2, got 1",
+        ),
+        (
+            DPO,
+            ["algorithm={name: simpo, preference: {nll_coef: 0.5}}"],
+            "algorithm.preference.nll_coef: acts in cpo only, not in simpo, got 0.5; remove it",
+        ),
+    ],
+)
+def test_a_method_refuses_a_field_it_does_not_use(text, overrides, expected):
+    assert expected in problems(text, *overrides)
+
+
 def test_every_rule_s_message_says_what_to_do():
     """A sentence with an imperative: whoever reads it knows the next step."""
     found = [
