@@ -16,7 +16,7 @@ from cluster import dpo, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
-from cluster.inputs import load_inputs, load_preference_inputs, load_tokenizer, reward_specs
+from cluster.inputs import load_inputs, load_offline_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
@@ -28,6 +28,7 @@ from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
+from cluster.supervised import SupervisedJob
 
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
 """Sections that a resume may change; the rest decides what the numbers are."""
@@ -62,8 +63,7 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
                     open_trackers(directory, config, resumed_step=_step_of(commit) if resume else None),
                     on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
                 )
-                kind = OnlineJob if config.algorithm.online else OfflineJob
-                job = kind(config, directory, metrics, events, console, model_path)
+                job = _kind(config)(config, directory, metrics, events, console, model_path)
                 _start(job, placement, commit)
                 events.write("start", f"running from step {job.state.step}", job.state.step)
                 (dpo if isinstance(job, OfflineJob) else ppo).train(job)
@@ -84,6 +84,12 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
                 metrics.close()
             events.close()
             directory.push()
+
+
+def _kind(config: Config) -> type[Job]:
+    if config.algorithm.online:
+        return OnlineJob
+    return OfflineJob if config.algorithm.on_pairs else SupervisedJob
 
 
 def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:
@@ -109,7 +115,7 @@ def _start(job: Job, placement: Placement, commit: Path | None) -> None:
     else:
         job.start_workers(placement)
         tokenizer = load_tokenizer(config, job.model_path)
-        job.begin(load_preference_inputs(config, tokenizer), commit)
+        job.begin(load_offline_inputs(config, tokenizer), commit)
 
 
 def logical_cpus(config: Config) -> int:

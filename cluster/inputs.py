@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from actors.data import (
     train_and_heldout,
 )
 from actors.data.chat import Tokenizer
+from actors.data.demonstrations import DemonstrationSettings, DemonstrationSource, load_demonstrations
+from actors.data.rows import Origin
 from actors.rewards import RewardSpec
 from cluster.config.schema import Config
 
@@ -71,6 +74,18 @@ class PreferenceInputs:
     train: PairSet
     heldout: PairSet | None
     read: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationInputs:
+    """Conversations to train on, and those an evaluation takes (None without data.heldout)."""
+
+    train: DemonstrationSource
+    heldout: DemonstrationSource | None
+    read: int
+
+
+OfflineInputs = PreferenceInputs | DemonstrationInputs
 
 
 def load_tokenizer(config: Config, model_path: str | Path) -> Any:
@@ -130,20 +145,69 @@ def load_preference_inputs(config: Config, tokenizer: Tokenizer) -> PreferenceIn
     return PreferenceInputs(PairSet(train), PairSet(evaluated), source.read)
 
 
+def demonstration_settings(config: Config) -> DemonstrationSettings:
+    data = config.data
+    return DemonstrationSettings(
+        Origin(**_origin(config)),
+        messages_column=data.messages_column,
+        prompt_column="question" if data.reasoning_gym else data.prompt_column,
+        completion_column="answer" if data.reasoning_gym else data.completion_column,
+        system_prompt=data.system_prompt,
+        max_tokens=config.model.max_length,
+        overlong=data.overlong,
+        skip_invalid=data.skip_invalid,
+    )
+
+
+def load_demonstration_inputs(config: Config, tokenizer: Tokenizer) -> DemonstrationInputs:
+    """All conversations, tokenised. DataError names every bad row."""
+    source = load_demonstrations(demonstration_settings(config), tokenizer)
+    if config.data.heldout == 0:
+        return DemonstrationInputs(source, None, source.read)
+    train, heldout = split_demonstrations(source, config.data.heldout, config.seed)
+    return DemonstrationInputs(train, replace(heldout, rows=heldout.rows[: config.evaluation.prompts]), source.read)
+
+
+def split_demonstrations(
+    source: DemonstrationSource, heldout: int, seed: int
+) -> tuple[DemonstrationSource, DemonstrationSource]:
+    """(training, held-out): see `hold_out`."""
+    rest, kept = hold_out(source.rows, heldout, seed, source.name)
+    return (
+        replace(source, rows=rest, read=len(rest) + source.skipped + source.dropped),
+        DemonstrationSource(source.name, kept, read=len(kept), skipped=0, dropped=0),
+    )
+
+
+def offline_settings(config: Config) -> PreferenceSettings | DemonstrationSettings:
+    return preference_pair_settings(config) if config.algorithm.on_pairs else demonstration_settings(config)
+
+
+def load_offline_inputs(config: Config, tokenizer: Tokenizer) -> OfflineInputs:
+    """The stored rows of a method that makes none of its own."""
+    load = load_preference_inputs if config.algorithm.on_pairs else load_demonstration_inputs
+    return load(config, tokenizer)
+
+
 def split_pairs(source: PreferenceSource, heldout: int, seed: int) -> tuple[PreferenceSource, PreferenceSource]:
-    """(training, held-out): one pair of each of `heldout` prompts, drawn by seed; all pairs of those leave training."""
-    first = {pair.prompt_tokens: pair for pair in reversed(source.pairs)}
+    """(training, held-out): see `hold_out`."""
+    rest, kept = hold_out(source.pairs, heldout, seed, source.name)
+    return (
+        replace(source, pairs=rest, read=len(rest) + source.skipped + source.dropped),
+        PreferenceSource(source.name, kept, read=len(kept), skipped=0, truncated=0, dropped=0),
+    )
+
+
+def hold_out(rows: Sequence[Any], heldout: int, seed: int, name: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """(rest, kept): one row of each of `heldout` prompts, drawn by seed; all rows of those prompts leave the rest."""
+    first = {row.prompt_tokens: row for row in reversed(rows)}
     if heldout >= len(first):
         reason = f"data.heldout {heldout} leaves nothing to train on: {len(first)} distinct prompts; lower it"
-        raise DataError(source.name, [(source.name, reason)])
+        raise DataError(name, [(name, reason)])
     prompts = sorted(first, key=lambda tokens: first[tokens].id)
     chosen = set(random.Random(seed).sample(prompts, heldout))
-    rest = [pair for pair in source.pairs if pair.prompt_tokens not in chosen]
-    kept = [first[tokens] for tokens in prompts if tokens in chosen]
-    return (
-        replace(source, pairs=_renumbered(rest), read=len(rest) + source.skipped + source.dropped),
-        PreferenceSource(source.name, _renumbered(kept), read=len(kept), skipped=0, truncated=0, dropped=0),
-    )
+    rest = [row for row in rows if row.prompt_tokens not in chosen]
+    return _renumbered(rest), _renumbered([first[tokens] for tokens in prompts if tokens in chosen])
 
 
 def reward_specs(config: Config) -> list[RewardSpec]:
@@ -178,5 +242,5 @@ def is_hub_id(path: str) -> bool:
     return HUB_ID.fullmatch(path) is not None
 
 
-def _renumbered(pairs: list[PreferencePair]) -> tuple[PreferencePair, ...]:
-    return tuple(replace(pair, id=i) for i, pair in enumerate(pairs))
+def _renumbered(rows: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(replace(row, id=i) for i, row in enumerate(rows))

@@ -1,4 +1,4 @@
-"""A run on recorded preference pairs: a learner group and what a step does. No rollouts, no engine.
+"""A run on stored rows, here preference pairs: a learner group and what a step does. No rollouts, no engine.
 
 In: a checked config and its pairs. Out: the verbs that `dpo.py` reads as one page. Left out: the order of a step
 (dpo.py), records and commits (job.py).
@@ -17,7 +17,7 @@ from actors.data.preferences import PreferencePair
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
 from cluster.columns import StepColumns
 from cluster.config import resolve
-from cluster.inputs import PreferenceInputs
+from cluster.inputs import OfflineInputs
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec
@@ -29,7 +29,7 @@ class OfflineJob(Job):
 
     def start_workers(self, placement: Placement) -> None:
         config = self.config
-        self._settings = resolve.preference_settings(config)
+        self._settings = resolve.preference_settings(config) if config.algorithm.on_pairs else None
         self._reference = resolve.needs_reference(config)
         policy = resolve.policy_settings(config, str(self.model_path), config.steps)
         self.learner = LearnerGroup(
@@ -48,7 +48,7 @@ class OfflineJob(Job):
         timeout_s = config.ray.start_timeout_s
         self._building = self.learner.build(timeout_s)
 
-    def begin(self, inputs: PreferenceInputs, commit: Path | None) -> None:
+    def begin(self, inputs: OfflineInputs, commit: Path | None) -> None:
         config = self.config
         self.train, self.heldout = inputs.train, inputs.heldout
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
@@ -60,15 +60,23 @@ class OfflineJob(Job):
         else:
             self.ledger.clear()
 
+    @property
+    def rows_per_step(self) -> int:
+        return self.config.algorithm.preference.pairs_per_step
+
     def take(self, step: int) -> StepColumns:
-        """The next pairs of the order, admitted in the ledger, with the reference's log-probs."""
-        count = self.config.algorithm.preference.pairs_per_step
+        """The next rows of the order, admitted in the ledger, as the columns of a step."""
+        count = self.rows_per_step
         taken = self.order.take(self.state.position, count)
         self.ledger.admit(step, [(self.order.epoch(position), row, position) for row, position in taken])
         self.state.position += count
         self._taken = [position for _, position in taken]
+        return self.columns(step, taken)
+
+    def columns(self, step: int, taken: Sequence[tuple[int, int]]) -> StepColumns:
+        """The columns of (row, position) pairs: here of preference pairs, with what their loss compares with."""
         pairs = [(self.train[row], position) for row, position in taken]
-        columns = self._columns(step, pairs)
+        columns = self.scored(step, pair_batch(pairs))
         if self._settings.loss != "kto":
             return columns
         return dataclasses.replace(columns, kto_baseline=self._kto_baseline(step, pairs))
@@ -86,10 +94,10 @@ class OfflineJob(Job):
             return
         self.console.phase("evaluating")
         margins: list[float] = []
-        size = self.config.algorithm.preference.pairs_per_step
+        size = self.rows_per_step
         for begin in range(0, len(self.heldout), size):
-            part = [self.heldout[row] for row in range(begin, min(begin + size, len(self.heldout)))]
-            columns = self._columns(step, [(pair, position) for position, pair in enumerate(part)])
+            rows = range(begin, min(begin + size, len(self.heldout)))
+            columns = self.scored(step, pair_batch([(self.heldout[row], row) for row in rows]))
             old = self.learner.policy_logprobs(columns.batch)
             margins += self.learner.pair_margins(dataclasses.replace(columns, old=old)).tolist()
         accuracy = [float(m > 0) for m in margins]
@@ -121,10 +129,7 @@ class OfflineJob(Job):
             self.learner.close()
         super().close()
 
-    def _columns(self, step: int, pairs: Sequence[tuple[PreferencePair, int]]) -> StepColumns:
-        return self._scored(step, pair_batch(pairs))
-
-    def _scored(self, step: int, batch: SampleBatch) -> StepColumns:
+    def scored(self, step: int, batch: SampleBatch) -> StepColumns:
         """The batch's columns, with the reference's log-probs where the loss compares with it."""
         batch_ref = put(batch)
         scores = put(ScoreBatch(values=np.zeros(len(batch)), parts={}))
@@ -133,7 +138,7 @@ class OfflineJob(Job):
         return StepColumns(step=step, kl_coef=0.0, batch=(batch_ref,), scores=(scores,), reference=reference)
 
     def _kto_baseline(self, step: int, pairs: Sequence[tuple[PreferencePair, int]]) -> float:
-        columns = self._scored(step, mismatched_batch(pairs))
+        columns = self.scored(step, mismatched_batch(pairs))
         old = self.learner.policy_logprobs(columns.batch)
         found = self.learner.kto_baseline(dataclasses.replace(columns, old=old))
         self.note({"kl/kto_baseline": found})

@@ -200,6 +200,11 @@ class LearnerGroup:
         layout, refs = columns.arguments()
         return get(self._ranks[0].pair_margins.remote(layout, *refs), self._timeout_s, "comparing pairs")
 
+    def row_logprobs(self, columns: StepColumns) -> Any:
+        """float64 [B, 2]: summed log-probs of trained tokens, `columns.old` being all of them, and their number."""
+        layout, refs = columns.arguments()
+        return get(self._ranks[0].row_logprobs.remote(layout, *refs), self._timeout_s, "summing log-probs")
+
     def kto_baseline(self, columns: StepColumns) -> float:
         """KTO's reference point from mismatched samples: `columns.old` and `columns.reference` are theirs."""
         layout, refs = columns.arguments()

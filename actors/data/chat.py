@@ -16,6 +16,8 @@ from actors.data.errors import RowError
 from actors.data.rows import kind_of
 
 Message = dict[str, str]
+STAND_IN = "stand-in for a response"
+NO_FRAME = ("", "")
 
 
 class Tokenizer(Protocol):
@@ -89,29 +91,69 @@ def response_ids(tokenizer: Tokenizer, messages: Sequence[Message], response: st
     the boundary. What the template writes after the end-of-turn token (often a line break) is cut off, as the engine
     stops there; where it writes none, the tokenizer's EOS is appended.
     """
-    text = _templated_response(tokenizer, messages, response) if chat_template else response
-    body = response.strip()
-    begin = text.rfind(body)
-    if begin < 0:
+    if not chat_template:
+        return _ended(tokenizer, response, response, NO_FRAME)[0]
+    text = _templated_response(tokenizer, messages, response)
+    return _ended(tokenizer, text, response, _frame(tokenizer, messages))[0]
+
+
+def turn_after(
+    tokenizer: Tokenizer, messages: Sequence[Message], response: str, before: str | None, chat_template: bool
+) -> tuple[list[int], list[int], str]:
+    """(ids since the last turn, ids of this one, the text so far). before: the text up to and with the last turn of
+    the assistant's, None at the first. RowError where the template writes earlier messages anew."""
+    if not chat_template:
+        if before is not None:
+            raise RowError("a conversation of several turns needs chat_template: true")
+        return [], _ended(tokenizer, response, response, NO_FRAME)[0], response
+    prompt = _templated(tokenizer, messages, add_generation_prompt=True)
+    between: list[int] = []
+    if before is not None:
+        if not prompt.startswith(before):
+            raise RowError("the chat template rewrites earlier turns, so the conversation has no one sequence of ids")
+        between = list(tokenizer.encode(prompt[len(before) :], add_special_tokens=False))
+    text = _templated_response(tokenizer, messages, response)
+    ids, text = _ended(tokenizer, text, response, _frame(tokenizer, messages))
+    return between, ids, prompt + text
+
+
+def _ended(tokenizer: Tokenizer, text: str, response: str, frame: tuple[str, str]) -> tuple[list[int], str]:
+    """(ids, text) of a response, cut after its end-of-turn token; EOS appended to the ids where it has none. frame:
+    what the template writes before and after a response's own text."""
+    before, after = frame
+    own = text[len(before) : len(text) - len(after)]
+    if not (text.startswith(before) and text.endswith(after) and own.strip() == response.strip()):
         raise RowError("the chat template rewrites the response's text, so the pair cannot be scored")
-    # How the template ends a turn stands after the response's own text: a special token quoted inside it cuts nothing.
-    after = text[begin + len(body) :]
     ends = [after.index(token) + len(token) for token in tokenizer.all_special_tokens if token in after]
     if ends:
-        return list(tokenizer.encode(text[: begin + len(body) + min(ends)], add_special_tokens=False))
+        text = text[: len(before) + len(own) + min(ends)]
+        return list(tokenizer.encode(text, add_special_tokens=False)), text
     if tokenizer.eos_token_id is None:
         raise RowError("neither the chat template nor the tokenizer says how a response ends; set the tokenizer's EOS")
-    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id], text
 
 
-def _templated_response(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> str:
+def _frame(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[str, str]:
+    """What the template writes around a response's text, told by a text that stands in for it: a response that looks
+    like a part of the template, such as "end" in `<|im_end|>`, is then never taken for it."""
+    before, found, after = _templated_response(tokenizer, messages, STAND_IN).partition(STAND_IN)
+    if not found:
+        raise RowError("the chat template rewrites the response's text, so the pair cannot be scored")
+    return before, after
+
+
+def _templated(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> str:
     try:
-        prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(
-            [*messages, {"role": "assistant", "content": response}], tokenize=False, add_generation_prompt=False
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
         raise RowError(f"the chat template refuses these messages ({error})") from error
+
+
+def _templated_response(tokenizer: Tokenizer, messages: Sequence[Message], response: str) -> str:
+    prompt = _templated(tokenizer, messages, add_generation_prompt=True)
+    whole = _templated(tokenizer, [*messages, {"role": "assistant", "content": response}], add_generation_prompt=False)
     if not whole.startswith(prompt):
         raise RowError("the chat template does not keep its prompt before a response, so the pair cannot be scored")
     return whole[len(prompt) :]

@@ -72,6 +72,12 @@ class PolicyLoss(Section):
     """Truncated responses leave the loss and the token count."""
 
 
+class Sft(Section):
+    """Supervised tuning on demonstrations."""
+
+    rows_per_step: Count = 16
+
+
 class Resample(Section):
     """Dynamic sampling (DAPO): prompts whose responses all score the same are replaced before the update."""
 
@@ -85,7 +91,7 @@ class Algorithm(Section):
 
     name: Literal[
         *("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"),
-        *("dapo", "gspo", "cispo", "dpo", "kto", "orpo", "simpo", "cpo"),
+        *("dapo", "gspo", "cispo", "dpo", "kto", "orpo", "simpo", "cpo", "sft"),
     ]
     advantage: (
         Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"] | None
@@ -101,7 +107,14 @@ class Algorithm(Section):
     preference: Preference = Preference()
     """Of the methods that learn from pairs."""
 
+    sft: Sft = Sft()
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the run learns from stored preference pairs."""
+        return self.name in ("dpo", "kto", "orpo", "simpo", "cpo")
+
     @property
     def online(self) -> bool:
-        """Whether the run makes its own samples; otherwise it learns from stored pairs."""
-        return self.name not in ("dpo", "kto", "orpo", "simpo", "cpo")
+        """Whether the run makes its own samples; otherwise it learns from stored rows."""
+        return not self.on_pairs and self.name != "sft"

@@ -15,16 +15,18 @@ from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
 from learners.presets import PREFERENCE_FIELDS
 
 
-def preference_problems(config: Config) -> Iterator[Problem]:
-    """What a config of a preference method holds or lacks."""
+def offline_problems(config: Config) -> Iterator[Problem]:
+    """What a config of a method on stored rows holds or lacks."""
     name = config.algorithm.name
+    rows = "pairs" if config.algorithm.on_pairs else "conversations"
     for key, default in (("reward", Reward()), ("rollout", Rollout()), ("critic", None)):
         if getattr(config, key) != default:
-            yield Problem(key, f"{name} learns from stored pairs and has no use for a {key}; remove the section")
+            yield Problem(key, f"{name} learns from stored {rows} and has no use for a {key}; remove the section")
     for key in ("advantage", "whiten", "gamma", "gae_lambda", "loss", "kl", "correction", "resample"):
         if getattr(config.algorithm, key) != _default(Algorithm, key):
             yield Problem(f"algorithm.{key}", f"is of policy-gradient methods, {name} has no use for it; remove it")
-    for key, instead in (("epochs", "steps"), ("minibatches", "algorithm.preference.pairs_per_step")):
+    size = "algorithm.preference.pairs_per_step" if config.algorithm.on_pairs else "algorithm.sft.rows_per_step"
+    for key, instead in (("epochs", "steps"), ("minibatches", size)):
         if getattr(config.learner, key) != _default(Learner, key):
             yield Problem(
                 f"learner.{key}", f"{name} takes {instead} instead, got {getattr(config.learner, key)}; remove it"
@@ -32,18 +34,18 @@ def preference_problems(config: Config) -> Iterator[Problem]:
     for key in ("temperature", "max_tokens", "metric", "kl_bound"):
         if getattr(config.evaluation, key) != _default(Evaluation, key):
             yield Problem(
-                f"evaluation.{key}", f"{name} is evaluated on held-out pairs and generates nothing; remove it"
+                f"evaluation.{key}", f"{name} is evaluated on held-out {rows} and generates nothing; remove it"
             )
     if config.data.suffix:
         yield Problem(
-            "data.suffix", f"{name} takes prompts as they stand in the pairs; put it into the data and remove it"
+            "data.suffix", f"{name} takes prompts as they stand in the {rows}; put it into the data and remove it"
         )
     task = config.data.reasoning_gym
     if task is not None and config.data.heldout >= task.size:
         yield Problem(
             "data.heldout", f"must be less than data.reasoning_gym.size ({task.size}), got {config.data.heldout}"
         )
-    yield from _loss_problems(config)
+    yield from _loss_problems(config) if config.algorithm.on_pairs else _sft_problems(config)
 
 
 def _loss_problems(config: Config) -> Iterator[Problem]:
@@ -59,6 +61,15 @@ def _loss_problems(config: Config) -> Iterator[Problem]:
         yield Problem(
             "algorithm.preference.pairs_per_step",
             "kto compares with the other prompts' responses of a step: give at least 2, got 1",
+        )
+
+
+def _sft_problems(config: Config) -> Iterator[Problem]:
+    if config.algorithm.preference != _default(Algorithm, "preference"):
+        yield Problem("algorithm.preference", "sft learns from demonstrations and has no use for it; remove it")
+    if config.data.overlong == "truncate_left":
+        yield Problem(
+            "data.overlong", "a conversation cut at its beginning is another one: use refuse or drop, got truncate_left"
         )
 
 

@@ -68,7 +68,7 @@ def needs_reference(config: Config) -> bool:
     """Whether a frozen reference is loaded beside the policy."""
     if config.algorithm.online:
         return resolve_preset(config).kl_place != "none"
-    return preference_settings(config).loss not in REFERENCE_FREE
+    return config.algorithm.on_pairs and preference_settings(config).loss not in REFERENCE_FREE
 
 
 def sampling_settings(config: Config) -> SamplingSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.algorithm import Algorithm, Resample
-from cluster.config.offline_rules import preference_problems
+from cluster.config.offline_rules import offline_problems
 from cluster.config.problem import Problem
 from cluster.config.resolve import optimizer_steps, resolve_preset
 from cluster.config.schema import Config, Data, Optimizer, Zero
@@ -25,7 +25,7 @@ GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
 
 def cross_section_problems(config: Config) -> list[Problem]:
     online = (_reward, _advantage, _loss, _kl, _correction, _sampling, _rollout, _minibatches)
-    own = online if config.algorithm.online else (preference_problems,)
+    own = online if config.algorithm.online else (offline_problems,)
     rules = (_model, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
@@ -44,11 +44,19 @@ def _data(config: Config) -> Iterator[Problem]:
         yield Problem(
             "data.prompt_column", f"data.messages_column is read instead, got {data.prompt_column!r}; remove one"
         )
+    unread = config.algorithm.name != "sft" or data.messages_column is not None
+    if unread and data.completion_column != _default(Data, "completion_column"):
+        yield Problem(
+            "data.completion_column",
+            f"is read by sft alone, from rows without messages, got {data.completion_column!r}; remove it",
+        )
+    if config.algorithm.sft != _default(Algorithm, "sft") and config.algorithm.name != "sft":
+        yield Problem("algorithm.sft", f"{config.algorithm.name} has no use for it; remove it")
     if data.reasoning_gym is None:
         return
     if data.messages_column is not None:
         yield Problem("data.messages_column", "reasoning_gym tasks have questions, not messages; remove it")
-    for key in ("prompt_column", "split"):
+    for key in ("prompt_column", "completion_column", "split"):
         if getattr(data, key) != _default(Data, key):
             yield Problem(
                 f"data.{key}", f"reasoning_gym tasks are generated and have none, got {getattr(data, key)!r}; remove it"

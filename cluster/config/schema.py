@@ -46,6 +46,8 @@ class Data(Section):
     reasoning_gym: ReasoningGym | None = None
     prompt_column: str = "prompt"
     messages_column: str | None = None
+    completion_column: str = "completion"
+    """Of demonstrations (sft): what the assistant should say to the prompt."""
     system_prompt: str | None = None
     suffix: str = ""
     """Appended to each prompt's text, e.g. an answer format."""

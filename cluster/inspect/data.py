@@ -19,11 +19,13 @@ from actors.data.rows import read_rows
 from actors.rewards.runner import RewardError, RewardRunner
 from cluster.config import Config, Problem
 from cluster.inputs import (
+    DemonstrationInputs,
+    OfflineInputs,
     OnlineInputs,
     PreferenceInputs,
     load_inputs,
-    load_preference_inputs,
-    preference_pair_settings,
+    load_offline_inputs,
+    offline_settings,
     prompt_settings,
     prompt_window,
     reward_specs,
@@ -53,7 +55,7 @@ class DataFindings:
     longest: int
     window: int
     samples: tuple[Rendered, ...]
-    inputs: OnlineInputs | PreferenceInputs
+    inputs: OnlineInputs | OfflineInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class RewardFindings:
 
 def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | None, list[Problem]]:
     """Read and tokenise all rows; every bad one is a Problem."""
-    load = load_inputs if config.algorithm.online else load_preference_inputs
+    load = load_inputs if config.algorithm.online else load_offline_inputs
     try:
         inputs = load(config, tokenizer)
     except DataError as error:
@@ -75,12 +77,14 @@ def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | N
         return None, [Problem("data", str(error))]
     if isinstance(inputs, PreferenceInputs):
         return _pairs(config, inputs, tokenizer), []
+    if isinstance(inputs, DemonstrationInputs):
+        return _demonstrations(config, inputs, tokenizer), []
     return _prompts(config, inputs, tokenizer), []
 
 
 def first_row_problems(config: Config) -> list[Problem]:
     """What is wrong with the source itself, without a tokenizer: no such file, task or parameter."""
-    settings = prompt_settings(config) if config.algorithm.online else preference_pair_settings(config)
+    settings = prompt_settings(config) if config.algorithm.online else offline_settings(config)
     try:
         next(iter(read_rows(settings.origin)), None)
     except DataError as error:
@@ -145,6 +149,27 @@ def _pairs(config: Config, inputs: PreferenceInputs, tokenizer: Tokenizer) -> Da
             samples.append(Rendered(f"pair {row}, {side}", text, len(whole), {}))
     longest = max(len(p.prompt_tokens) + max(len(p.chosen_tokens), len(p.rejected_tokens)) for p in source.pairs)
     return DataFindings(source.name, rows, longest, config.model.max_length, tuple(samples), inputs)
+
+
+def _demonstrations(config: Config, inputs: DemonstrationInputs, tokenizer: Tokenizer) -> DataFindings:
+    train, heldout = inputs.train, inputs.heldout
+    rows = {
+        "read": inputs.read,
+        "to train on": len(train),
+        "held out": len(heldout) if heldout else 0,
+        "skipped as invalid": train.skipped,
+        "dropped as too long": train.dropped,
+        "left out as held-out prompts": inputs.read - train.read - (len(heldout) if heldout else 0),
+        "assistant tokens to learn": sum(sum(row.trained) for row in train.rows),
+    }
+    samples = []
+    for number in _first_rows(config, len(train)):
+        row = train[number]
+        whole = [*row.prompt_tokens, *row.token_ids]
+        text = tokenizer.decode(whole, skip_special_tokens=False)
+        samples.append(Rendered(f"conversation {number}, {sum(row.trained)} tokens learned", text, len(whole), {}))
+    longest = max(len(row.prompt_tokens) + len(row.token_ids) for row in train.rows)
+    return DataFindings(train.name, rows, longest, config.model.max_length, tuple(samples), inputs)
 
 
 def _first_rows(config: Config, count: int) -> list[int]:

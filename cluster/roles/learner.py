@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
-    """What one learner group trains. Any of policy and critic may be absent (the other group has it); the reference
+    """What one learner group trains: by `method` on its own samples, by `preference` on pairs, with neither on
+    demonstrations. Any of policy and critic may be absent (the other group has it); the reference
     lives with the policy. device: "cpu" or "cuda"."""
 
     method: Method | None
@@ -88,12 +89,15 @@ class LearnerRole:
         from learners.models import load_policy
         from learners.policy import PolicyLearner
         from learners.preference import PreferenceLearner
+        from learners.supervised import SupervisedLearner
 
         settings = self._spec.policy
         engine = _engine(settings, load_policy, device)
         if self._spec.method is not None:
             return PolicyLearner(engine, self._spec.method, settings.update)
-        return PreferenceLearner(engine, self._spec.preference, settings.update)
+        if self._spec.preference is not None:
+            return PreferenceLearner(engine, self._spec.preference, settings.update)
+        return SupervisedLearner(engine, settings.update)
 
     def _build_critic(self, device: Any) -> Any:
         from learners.critic import CriticLearner
@@ -136,6 +140,9 @@ class LearnerRole:
 
     def pair_margins(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
         return self.policy.margins(step_inputs(layout, columns))
+
+    def row_logprobs(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
+        return self.policy.row_logprobs(step_inputs(layout, columns))
 
     def kto_baseline(self, layout: Mapping[str, Any], *columns: Any) -> float:
         return self.policy.kto_baseline(step_inputs(layout, columns))

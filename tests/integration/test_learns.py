@@ -128,3 +128,31 @@ def test_a_preference_loss_orders_held_out_pairs(
     found = rows(tmp_path / "run")
     assert found[-1]["eval/accuracy"] >= ACCURACY, [row.get("eval/accuracy") for row in found]
     assert found[-1]["loss"] < found[1]["loss"]
+
+
+def test_supervised_tuning_raises_the_log_prob_of_held_out_answers(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The rule: the answer repeats the number in the question."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": f"{i}."}) + "\n" for i in range(100, 220)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "name": "demonstrations",
+                "steps": 16,
+                "algorithm": "sft",
+                "model": {"path": str(tiny_model), "dtype": "float32", "max_length": 256},
+                "data": {"path": str(data), "heldout": 24},
+                "learner": {"backend": "torch", "optimizer": {"lr": 2e-3}},
+                "checkpoint": {"every_steps": 100},
+                "ray": {"address": ray_address},
+            }
+        )
+    )
+    run(load_config(path), RunDirectory.create(str(tmp_path / "run")), resume=False, console=Console())
+    found = rows(tmp_path / "run")
+    assert found[-1]["eval/logprob"] - found[0]["eval/logprob"] > 1.0, "nats a token; at chance it is -log(100)"
+    assert found[-1]["eval/perplexity"] < found[0]["eval/perplexity"] / 2
+    assert (tmp_path / "run" / "policy" / "step-16" / "config.json").is_file()

@@ -364,6 +364,26 @@ def test_dpo_refuses_what_it_would_ignore(overrides, expected):
         ),
         (
             DPO,
+            ["algorithm={name: sft, preference: {beta: 0.5}}"],
+            "algorithm.preference: sft learns from demonstrations and has no use for it; remove it",
+        ),
+        (
+            DPO,
+            ["algorithm=sft", "data.overlong=truncate_left"],
+            "data.overlong: a conversation cut at its beginning is another one: use refuse or drop, got truncate_left",
+        ),
+        (
+            DPO,
+            ["algorithm={name: dpo, sft: {rows_per_step: 4}}"],
+            "algorithm.sft: dpo has no use for it; remove it",
+        ),
+        (
+            GRPO,
+            ["data.completion_column=answer"],
+            "data.completion_column: is read by sft alone, from rows without messages, got 'answer'; remove it",
+        ),
+        (
+            DPO,
             ["algorithm={name: simpo, preference: {nll_coef: 0.5}}"],
             "algorithm.preference.nll_coef: acts in cpo only, not in simpo, got 0.5; remove it",
         ),
