@@ -107,6 +107,10 @@ def construction_context(zero: ZeroSettings, dtype: str) -> Iterator[None]:
         del held
 
 
+# With a compiler at hand DeepSpeed builds a shared-memory all-reduce when its first engine starts, for minutes on two
+# cores and again for every environment, and use it in inference only: its training goes through gloo either way.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 # DeepSpeed calls two functions by names that torch renamed, thousands of times a step; every other warning stays.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
 

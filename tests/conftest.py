@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.fixtures.tiny_model import make_tiny_model
+
+# Started in the background of a shell, pytest and all it starts would ignore the Ctrl-C that tests send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

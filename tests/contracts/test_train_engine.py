@@ -24,7 +24,16 @@ pytestmark = pytest.mark.timeout(600)  # the first test waits for both jobs
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def extensions(tmp_path_factory):
+    """An empty folder, where what is compiled on the fly would go."""
+    folder = tmp_path_factory.mktemp("extensions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, extensions):
     """(kind, ranks, case) -> the numbers of each rank."""
     jobs = {
         1: {kind: list(CASES) for kind, _ in ONE if kind != "torch"}
@@ -47,6 +56,11 @@ def each(case: str, kinds_and_ranks: list[tuple[str, int]] = ONE + TWO):
     """Parametrise over engine and ranks, with `case` as the test's subject."""
     ids = [f"{kind}-{ranks}-ranks" for kind, ranks in kinds_and_ranks]
     return pytest.mark.parametrize("at", [(k, r, case) for k, r in kinds_and_ranks], ids=ids)
+
+
+def test_no_engine_compiles_anything_when_it_starts(results, extensions):
+    """A build takes minutes, and one that is killed leaves a lock on which every later start waits for ever."""
+    assert list(extensions.iterdir()) == []
 
 
 @each("sum")
