@@ -1,27 +1,30 @@
-"""Elementary functions are exact from a process's first call on, also when several threads make it."""
+"""Elementary functions are settled on one element, in both precisions, by whoever loads a model.
 
-import subprocess
-import sys
-
-import pytest
-
-FIRST_CALL = """
-import torch
-from actors.numerics import settle_kernels
-torch.set_num_threads(4)
-settle_kernels()
-angles = torch.outer(torch.arange(4096.0), 10000 ** -(torch.arange(0, 64, 2) / 64))
-for name in ("sin", "cos", "exp", "log1p"):
-    x = angles if name != "exp" else -angles
-    first = getattr(torch, name)(x)
-    exact = getattr(torch, name)(x.double())
-    print(name, float((first - exact).abs().max()))
+The race itself (pytorch issue 188792) shows in too few starts for a test; that its cause is taken away does not.
 """
 
+import pytest
+import torch
 
-@pytest.mark.parametrize("start", range(3))
-def test_the_first_call_is_right_to_float32(start):
-    out = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True, check=True).stdout
-    errors = {name: float(error) for name, error in map(str.split, out.splitlines())}
-    assert set(errors) == {"sin", "cos", "exp", "log1p"}
-    assert max(errors.values()) < 1e-6, errors
+from actors import numerics
+from learners import models
+from learners.method import ModelSettings
+from tests.fixtures.tiny_model import make_tiny_model
+
+
+def test_each_function_is_called_first_on_one_element_in_both_precisions(monkeypatch):
+    seen = set()
+    for name in ("sin", "cos", "exp", "log", "sqrt", "tanh", "erf"):
+        real = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda x, n=name, f=real: seen.add((n, x.dtype, x.numel())) or f(x))
+    numerics.settle_kernels()
+    names = ("sin", "cos", "exp", "log", "sqrt", "tanh", "erf")
+    assert seen == {(name, dtype, 1) for name in names for dtype in (torch.float32, torch.float64)}
+
+
+@pytest.mark.parametrize("load", [models.load_policy, models.load_critic])
+def test_a_learners_model_is_not_handed_out_before_that(load, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(models, "settle_kernels", lambda: calls.append(1))
+    load(ModelSettings(str(make_tiny_model(tmp_path / "tiny")), dtype="float32"))
+    assert calls == [1]
