@@ -34,7 +34,7 @@ class MicroBatch:
     token_ids, positions, segments, trees: [L]; token i attends to j <= i of its own tree whose segment is 0 (the
     prompt) or its own. logit_positions: [n], where the logits of each response token stand; slots: [n], the token's
     index on the batch's T axis; targets: [n], its id; rows: the samples in it, in order of their tokens;
-    row_lengths: their response lengths.
+    row_lengths: their response lengths; row_ends: [b], where each sample's last token stands.
     """
 
     token_ids: np.ndarray
@@ -46,6 +46,7 @@ class MicroBatch:
     targets: np.ndarray
     rows: np.ndarray
     row_lengths: np.ndarray
+    row_ends: np.ndarray
 
     @property
     def tree_lengths(self) -> tuple[int, ...]:
@@ -116,7 +117,7 @@ def fill(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
 def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
     """The micro-batch of some trees."""
     tokens, positions, segments, tree_ids = [], [], [], []
-    logit_positions, slots, rows = [], [], []
+    logit_positions, slots, rows, row_ends = [], [], [], []
     cursor = 0
     for tree_id, tree in enumerate(trees):
         prompt = batch.prompt_of(tree.rows[0])
@@ -139,6 +140,7 @@ def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
             slots.append(np.arange(batch.offsets[row], batch.offsets[row + 1]))
             rows.append(row)
             cursor += n
+            row_ends.append(cursor - 1 if n else last_prompt)
         tree_ids.append(np.full(n_prompt + sum(len(batch.response_of(r)) for r in tree.rows), tree_id, np.int64))
     flat_slots = _join(slots)
     return MicroBatch(
@@ -151,6 +153,7 @@ def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
         targets=batch.token_ids[flat_slots].astype(np.int64),
         rows=np.array(rows, np.int64),
         row_lengths=batch.lengths[np.array(rows, np.int64)] if rows else np.zeros(0, np.int64),
+        row_ends=np.array(row_ends, np.int64),
     )
 
 

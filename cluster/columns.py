@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from actors.rollout import RolloutStats
 
 Ref = Any
@@ -56,10 +58,12 @@ class StepColumns:
     values: tuple[Ref, ...] = ()
     baseline: tuple[Ref, ...] = ()
     kto_baseline: float | None = None
+    row_reference: np.ndarray | None = None
+    """Stored log-probs of the reference, one number a row."""
 
     def arguments(self) -> tuple[dict[str, Any], list[Ref]]:
         """(layout, references) for a call whose columns stand at its top level."""
         parts = {name: getattr(self, name) for name in COLUMNS}
-        numbers = {name: getattr(self, name) for name in ("step", "kl_coef", "kto_baseline")}
+        numbers = {name: getattr(self, name) for name in ("step", "kl_coef", "kto_baseline", "row_reference")}
         layout = numbers | {name: len(refs) for name, refs in parts.items()}
         return layout, [ref for refs in parts.values() for ref in refs]

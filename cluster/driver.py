@@ -16,11 +16,13 @@ from cluster import dpo, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
-from cluster.inputs import load_inputs, load_offline_inputs, load_tokenizer, reward_specs
+from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
 from cluster.placement import Placement, plan, shortage
+from cluster.preferences import PreferenceJob
+from cluster.reward_modelling import RewardModelJob
 from cluster.run import checkpoint
 from cluster.run.console import Console, Header, Summary
 from cluster.run.directory import RunDirectory
@@ -28,6 +30,7 @@ from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
+from cluster.stored_inputs import load_stored_inputs
 from cluster.supervised import SupervisedJob
 
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
@@ -89,7 +92,7 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
 def _kind(config: Config) -> type[Job]:
     if config.algorithm.online:
         return OnlineJob
-    return OfflineJob if config.algorithm.on_pairs else SupervisedJob
+    return {"sft": SupervisedJob, "reward_model": RewardModelJob}.get(config.algorithm.name, PreferenceJob)
 
 
 def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:
@@ -115,7 +118,7 @@ def _start(job: Job, placement: Placement, commit: Path | None) -> None:
     else:
         job.start_workers(placement)
         tokenizer = load_tokenizer(config, job.model_path)
-        job.begin(load_offline_inputs(config, tokenizer), commit)
+        job.begin(load_stored_inputs(config, tokenizer), commit)
 
 
 def logical_cpus(config: Config) -> int:

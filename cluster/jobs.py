@@ -128,6 +128,9 @@ class Jobs:
 
     def cancel(self, submission_id: str) -> bool:
         """Ask the job to stop; False if it had ended already."""
+        # Ray says that it stops a job for as long as the job's supervisor lives, a moment longer than the job.
+        if self.status(submission_id).ended:
+            return False
         with self._about(submission_id):
             return self._client.stop_job(submission_id)
 

@@ -49,13 +49,13 @@ class OnlineJob(Job):
         self.learner = LearnerGroup(
             placement.role("learner"),
             LearnerSpec(
-                method=self.method,
-                preference=None,
+                trains=self.method,
                 policy=resolve.policy_settings(config, str(self.model_path), total),
                 critic=resolve.critic_settings(config, critic_path, total) if config.critic else None,
                 reference_path=str(self.model_path) if self.method.needs_reference else None,
                 device=placement.device,
                 timeout_s=config.learner.update_timeout_s,
+                temperature=self.method.temperature,
             ),
             config.learner.update_timeout_s,
         )

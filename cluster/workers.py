@@ -20,22 +20,11 @@ from actors.engine import EngineSettings
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightSummary
 from cluster.columns import Ref, Samples, StepColumns
 from cluster.errors import RunFailed
-from cluster.placement import RolePlan
+from cluster.placement import RolePlan, process_environment
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.roles.rollout import RolloutRole
 from cluster.roles.scorer import ScorerRole, ScorerSpec
-from learners.method import UpdateResult
-
-# Fresh pages cost more than the arithmetic on them: glibc keeps and reuses what it freed (an update of SmolLM2 on two
-# cores takes 3.9 s instead of 5.8 s). And a thread pool that spins while it waits starves the pools of the other
-# roles: after 10,000 turns (tens of microseconds) it sleeps (loading an engine beside a learner takes 16 s instead of
-# 46 s on two cores).
-PROCESS_ENV = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
-    "MALLOC_TOP_PAD_": "67108864",
-    "GOMP_SPINCOUNT": "10000",
-}
+from learners.method import UpdateResult, assemble
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
@@ -60,8 +49,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _options(role: RolePlan, name: str) -> dict[str, Any]:
-    threads = str(role.threads)
-    env = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
+    env = process_environment(role, name)
     return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
 
 
@@ -191,28 +179,37 @@ class LearnerGroup:
 
     def update_critic(self, columns: StepColumns) -> UpdateResult:
         layout, refs = columns.arguments()
-        return get(
-            [r.update_critic.remote(layout, *refs) for r in self._ranks], self._timeout_s, "updating the critic"
-        )[0]
+        done = [r.update_critic.remote(layout, *refs) for r in self._ranks]
+        return get(done, self._timeout_s, "updating the critic")[0]
 
-    def pair_margins(self, columns: StepColumns) -> Any:
-        """float [pairs]: beta ((lp_c - ref_c) - (lp_r - ref_r)), the policy's log-probs being `columns.old`."""
-        layout, refs = columns.arguments()
-        return get(self._ranks[0].pair_margins.remote(layout, *refs), self._timeout_s, "comparing pairs")
+    def row_rewards(self, columns: StepColumns) -> Any:
+        """float64 [B]: implicit rewards beta (lp - ref), the policy's log-probs being `columns.old`."""
+        return self._from_first("row_rewards", "comparing responses", columns)
 
     def row_logprobs(self, columns: StepColumns) -> Any:
         """float64 [B, 2]: summed log-probs of trained tokens, `columns.old` being all of them, and their number."""
-        layout, refs = columns.arguments()
-        return get(self._ranks[0].row_logprobs.remote(layout, *refs), self._timeout_s, "summing log-probs")
+        return self._from_first("row_logprobs", "summing log-probs", columns)
 
     def kto_baseline(self, columns: StepColumns) -> float:
-        """KTO's reference point from mismatched samples: `columns.old` and `columns.reference` are theirs."""
-        layout, refs = columns.arguments()
-        return get(self._ranks[0].kto_baseline.remote(layout, *refs), self._timeout_s, "comparing mismatched pairs")
+        """KTO's reference point from mismatched samples: `columns.old` and `columns.row_reference` are theirs."""
+        return self._from_first("kto_baseline", "comparing mismatched responses", columns)
+
+    def row_scores(self, chunks: Sequence[Ref]) -> Any:
+        """float32 [B]: a reward model's scores."""
+        shares = get([r.row_scores.remote(*chunks) for r in self._ranks], self._timeout_s, "scoring rows")
+        return assemble(shares, sum(len(share.slots) for share in shares))
+
+    def pick(self, rows: Sequence[int], chunks: Sequence[Ref]) -> Ref:
+        """A batch of only these rows of the chunks end to end, two by two as chosen and rejected."""
+        return self._ranks[0].pick.remote(list(rows), *chunks)
 
     def dump(self, columns: StepColumns, path: str) -> None:
+        self._from_first("dump", "saving the batch", columns, path)
+
+    def _from_first(self, call: str, what: str, columns: StepColumns, *before: Any) -> Any:
+        """Rank 0's answer to a call that is not collective."""
         layout, refs = columns.arguments()
-        get(self._ranks[0].dump.remote(path, layout, *refs), self._timeout_s, "saving the batch")
+        return get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
 
     def weights(
         self, max_bytes: int, timeout_s: float, on_bucket: Callable[[Ref], None]

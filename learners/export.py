@@ -1,6 +1,6 @@
-"""Write a tuned policy as a Hugging Face directory that loads without Raylign, and a step's inputs for a look.
+"""Write a tuned model as a Hugging Face directory that loads without Raylign, and a step's inputs for a look.
 
-In: a policy learner, the directory it started from (config, tokenizer, chat template), facts for the card. Out: files,
+In: a learner, the directory it started from (config, tokenizer, chat template), facts for the card. Out: files,
 renamed into place whole. Left out: which step is worth exporting (cluster).
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from learners.base import LearnerBase
 from learners.method import StepInputs
-from learners.policy import PolicyLearner
 
 CARRIED = (
     "config.json",
@@ -35,7 +35,7 @@ CARRIED = (
 SHARD_BYTES = 4 << 30
 
 
-def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: Mapping[str, Any]) -> None:
+def export_policy(policy: LearnerBase, directory: Path, source: Path, facts: Mapping[str, Any]) -> None:
     """Collective: every rank gathers, rank 0 writes safetensors, tokenizer, chat template, card and raylign.json.
 
     facts: run, model, method, step, digest, and `evaluation` (name -> text) for the card.
@@ -75,7 +75,7 @@ def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: M
     for name in CARRIED:
         if (source / name).is_file():
             shutil.copy(source / name, staged / name)
-    _state_dtype(staged / "config.json", dtype)
+    _write_config(staged / "config.json", {**policy.config_changes, "dtype": dtype})
     (staged / "raylign.json").write_text(json.dumps({k: facts[k] for k in ("run", "step", "digest")}) + "\n")
     (staged / "README.md").write_text(model_card(facts))
     if directory.exists():
@@ -83,12 +83,12 @@ def export_policy(policy: PolicyLearner, directory: Path, source: Path, facts: M
     os.replace(staged, directory)
 
 
-def _state_dtype(config: Path, dtype: str) -> None:
-    """Say in config.json which dtype the tensors have: loaders cast to what stands there, and the source's may be
-    another than the one that was trained in."""
+def _write_config(config: Path, changes: Mapping[str, Any]) -> None:
+    """The source's config.json with what became otherwise. dtype is the tensors' own: loaders cast to what stands
+    there, and the source's may be another than the one that was trained in."""
     body = json.loads(config.read_text())
     body.pop("torch_dtype", None)
-    config.write_text(json.dumps({**body, "dtype": dtype}, indent=2, sort_keys=True) + "\n")
+    config.write_text(json.dumps({**body, **changes}, indent=2, sort_keys=True) + "\n")
 
 
 def model_card(facts: Mapping[str, Any]) -> str:

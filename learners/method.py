@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engine_settings import OptimizerSettings, ZeroSettings
-from learners.presets import PreferenceSettings, Preset
+from learners.presets import PreferenceSettings, Preset, RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,15 @@ class Method:
     @property
     def needs_reference(self) -> bool:
         return self.preset.kl_place != "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """Imitation of demonstrations: it has no choices."""
+
+
+Training = Method | PreferenceSettings | SupervisedSettings | RewardModelSettings
+"""What a learner group may be told to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,8 @@ class StepInputs:
     scores: [B]. reference, old, values: float32 [T] log-probs of the reference, of the policy before the update, and
     the critic's values; None where the method has no use for them. baseline: [B] the score of the greedy response to
     each row's prompt (ReMax alone). kl_coef: this step's coefficient. kto_baseline: KTO's reference point.
+    row_reference: float64 [B] the reference's log-probs summed over each row, where they were stored (`reference` is
+    None then). On stored rows scores hold labels or margins.
     """
 
     step: int
@@ -93,6 +104,7 @@ class StepInputs:
     values: np.ndarray | None = None
     baseline: np.ndarray | None = None
     kto_baseline: float | None = None
+    row_reference: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,9 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "PreferenceSettings",
+    "RewardModelSettings",
     "StepInputs",
+    "SupervisedSettings",
     "TokenColumn",
     "TokenDetails",
     "UpdateResult",

@@ -1,4 +1,4 @@
-"""Build the networks that learn: the policy, and the critic with a scalar head that starts at zero.
+"""Build the networks that learn: the policy, the critic and the reward model, whose heads start at zero.
 
 In: ModelSettings. Out: nn.Modules in their compute dtype, without dropout (METHODS: dropout is off in every forward
 that produces log-probs). Left out: ZeRO (the engines'), forwards over packed rows (actors.forward).
@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from actors.attention import implementation
 from actors.forward import PackedTensors
 from actors.numerics import settle_kernels
 from learners.method import ModelSettings
-
-HEAD = "value_head"
 
 
 def load_policy(settings: ModelSettings) -> nn.Module:
@@ -56,6 +54,34 @@ def load_critic(settings: ModelSettings) -> ValueModel:
     return _prepared(ValueModel(trunk, trunk.config.hidden_size), settings)
 
 
+class RewardNetwork(nn.Module):
+    """A sequence-classification model with one label; a row's score is read at its last token."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, packed: PackedTensors, row_ends: torch.Tensor) -> torch.Tensor:
+        """Scores, float32 [b]; row_ends: [b], where each row's last token stands in the packed row."""
+        hidden = self.classifier.base_model(**packed.arguments()).last_hidden_state[0]
+        return self.classifier.score(hidden[row_ends])[:, 0].float()
+
+
+def load_reward_model(settings: ModelSettings) -> RewardNetwork:
+    """A reward model to train: its own head where the checkpoint has one, else one that starts at zero."""
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        settings.path, num_labels=1, output_loading_info=True, **_arguments(settings)
+    )
+    if not hasattr(model, "score"):
+        raise ValueError(
+            f"{type(model).__name__} pools its tokens in a way of its own; a reward model is trained from a causal "
+            "language model"
+        )
+    if any(name.startswith("score.") for name in info["missing_keys"]):
+        nn.init.zeros_(model.score.weight)
+    return _prepared(RewardNetwork(model), settings)
+
+
 def _arguments(settings: ModelSettings) -> dict:
     return {
         "dtype": getattr(torch, settings.dtype),
@@ -66,7 +92,8 @@ def _arguments(settings: ModelSettings) -> dict:
 
 def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
     settle_kernels()
-    trunk = model.trunk if isinstance(model, ValueModel) else model
+    trunk = {ValueModel: "trunk", RewardNetwork: "classifier"}.get(type(model))
+    trunk = model if trunk is None else getattr(model, trunk)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -17,7 +17,8 @@ import torch
 
 from learners.engine import OptimizerSettings
 
-HEAD_PREFIX = "value_head."
+HEAD_PREFIXES = ("value_head.", "classifier.score.")
+"""Of a critic and of a reward model."""
 BODY, HEAD = "body", "head"
 NORM_ROW = 1 << 14
 SCHEDULES = ("constant", "linear", "cosine")
@@ -80,7 +81,7 @@ def parameter_groups(parameters: Sequence[NamedParameter], settings: OptimizerSe
             chosen = [
                 p
                 for p in parameters
-                if p.name.startswith(HEAD_PREFIX) == (role == HEAD) and (len(p.shape) >= 2) == decayed
+                if p.name.startswith(HEAD_PREFIXES) == (role == HEAD) and (len(p.shape) >= 2) == decayed
             ]
             if chosen:
                 groups.append(

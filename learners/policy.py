@@ -1,78 +1,27 @@
-"""The policy's learner: one rank's log-probs, policy-gradient updates, weights and state.
+"""The policy's learner under a policy-gradient method: one rank's updates.
 
-In: columns of a step. Out: metrics, weight buckets, files. Every method is collective: all ranks of the group call it
-with the same arguments. Left out: the engine (ZeRO), the maths (losses, advantages), Ray.
+In: columns of a step. Out: metrics and details of samples to show. Every method is collective. Left out: log-probs,
+weights and state (base.py), the engine (ZeRO), the maths (losses, advantages), Ray.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from actors.buckets import make_buckets
-from actors.forward import PackedTensors, score_tokens, token_logprobs
+from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
-from actors.types import SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.aggregation import BatchTotals, batch_totals
-from learners.engine import StepResult, TrainEngine
+from learners.base import PolicyBase, step_metrics
+from learners.engine import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
 from learners.kl import kl_tokens
-from learners.method import Method, StepInputs, TokenColumn, TokenDetails, UpdateResult, UpdateSettings, needs_old
+from learners.method import Method, StepInputs, TokenDetails, UpdateResult, UpdateSettings, needs_old
 from learners.policy_losses import policy_loss
 from learners.stepping import RunningMean, gather_known, optimise
-
-
-class PolicyBase:
-    """What every learner of a policy has: log-probs, weights, state."""
-
-    def __init__(self, engine: TrainEngine, update: UpdateSettings, temperature: float) -> None:
-        self._engine = engine
-        self._update = update
-        self._temperature = temperature
-
-    def logprobs(self, batch: SampleBatch, temperature: float | None = None) -> TokenColumn:
-        """This rank's share of the current policy's log-probs; temperature None: the sampling one."""
-        slots, values = score_tokens(
-            self._engine.module,
-            batch,
-            range(len(batch)),
-            max_tokens=self._update.micro_batch_tokens,
-            temperature=self._temperature if temperature is None else temperature,
-            device=self._engine.device,
-            rank=self._engine.rank,
-            ranks=self._engine.world_size,
-        )
-        return TokenColumn(slots, values)
-
-    @property
-    def rank(self) -> int:
-        return self._engine.rank
-
-    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        return self._engine.full_parameters(max_bytes)
-
-    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
-        """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering."""
-        named = (item for part in self._engine.full_parameters(max_bytes) for item in part)
-        digests: list[str] = []
-        nbytes = 0
-        for bucket in make_buckets(named, max_bytes):
-            if self._engine.rank == 0:
-                digests.append(bucket.digest())
-                nbytes += bucket.data.nbytes
-                yield bucket
-        if self._engine.rank == 0:
-            yield WeightSummary(digest_buckets(digests), nbytes)
-
-    def save(self, directory: Path) -> None:
-        self._engine.save(directory)
-
-    def load(self, directory: Path) -> None:
-        self._engine.load(directory)
 
 
 class PolicyLearner(PolicyBase):
@@ -158,10 +107,6 @@ class PolicyLearner(PolicyBase):
             )
 
         return micro_loss
-
-
-def step_metrics(result: StepResult) -> dict[str, float]:
-    return {"policy/grad_norm": result.grad_norm, "policy/lr": result.lr}
 
 
 def _details(experience: Experience, row: int, logprobs: np.ndarray) -> TokenDetails:

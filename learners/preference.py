@@ -1,7 +1,8 @@
-"""The preference learner: one rank's DPO-style steps on pairs laid out as a SampleBatch.
+"""The preference learner: one rank's DPO-style steps on pairs, or KTO's on judged responses, laid out as a SampleBatch.
 
-In: pairs (group = pair, sample index 0 chosen, 1 rejected) and the reference's log-probs. Out: metrics. Everything
-else (log-probs, weights, state, export) it shares with the policy's learner. Left out: the losses themselves.
+In: pairs (group = pair, sample index 0 chosen, 1 rejected) or single responses with labels, and the reference's
+log-probs (row sums that were stored, or a column of tokens). Out: metrics. Everything else (log-probs, weights, state,
+export) it shares with other policies' learners. Left out: the losses themselves.
 """
 
 from __future__ import annotations
@@ -15,51 +16,30 @@ import torch
 from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
 from actors.types import SampleBatch
+from learners.base import PolicyBase, row_sums, step_metrics
 from learners.engine import TrainEngine
 from learners.experience import packed_index, pad
 from learners.method import PreferenceSettings, StepInputs, UpdateResult, UpdateSettings
-from learners.policy import PolicyBase, step_metrics
-from learners.preference_losses import LOSSES, Pairs, kto_baseline, preference_loss
+from learners.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
 from learners.stepping import optimise
 
 
 class PreferenceLearner(PolicyBase):
     """One rank of a policy's learner group under a preference loss."""
 
-    def __init__(self, engine: TrainEngine, settings: PreferenceSettings, update: UpdateSettings) -> None:
-        super().__init__(engine, update, temperature=1.0)
+    def __init__(
+        self, engine: TrainEngine, settings: PreferenceSettings, update: UpdateSettings, temperature: float = 1.0
+    ) -> None:
+        super().__init__(engine, update, temperature)
         self._settings = settings
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
-        """One optimiser step on all pairs of the batch."""
+        """One optimiser step on all rows of the batch."""
         start = time.monotonic()
         batch = inputs.batch
-        reference = None if inputs.reference is None else torch.from_numpy(np.array(inputs.reference, np.float32))
-        pairs = len(batch) // 2
-
-        def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-            flat, _ = token_logprobs(self._engine.module, packed)
-            index_BT = packed_index(micro)
-            sums_B = pad(flat.cpu(), index_BT).sum(dim=1)
-            ref_B = None
-            if reference is not None:
-                ref_B = pad(reference[torch.from_numpy(micro.slots)], index_BT).sum(dim=1)
-            chosen, rejected = _sides(batch.group_rows[micro.rows], batch.sample_indices[micro.rows])
-            counts = torch.from_numpy(micro.row_lengths)
-            pairs_P = Pairs(
-                chosen_P=sums_B[chosen],
-                rejected_P=sums_B[rejected],
-                ref_chosen_P=None if ref_B is None else ref_B[chosen],
-                ref_rejected_P=None if ref_B is None else ref_B[rejected],
-                chosen_tokens_P=counts[chosen],
-                rejected_tokens_P=counts[rejected],
-            )
-            return preference_loss(pairs_P, self._settings, total_pairs=pairs, baseline=inputs.kto_baseline)
-
-        # A pair must not be cut apart: a tree is a pair, so the budget is at least the longest.
-        longest = int(np.max([len(batch.prompt_of(r)) for r in range(len(batch))]) + 2 * batch.lengths.max())
-        budget = max(self._update.micro_batch_tokens, longest)
-        result, metrics = optimise(self._engine, batch, list(range(len(batch))), budget, micro_loss)
+        loss = self._judged_loss(inputs) if self._settings.judged else self._pair_loss(inputs)
+        budget = max(self._update.micro_batch_tokens, longest_pair(batch))
+        result, metrics = optimise(self._engine, batch, list(range(len(batch))), budget, loss)
         return UpdateResult(
             metrics=metrics | step_metrics(result),
             applied=result.applied,
@@ -67,29 +47,78 @@ class PreferenceLearner(PolicyBase):
             seconds=time.monotonic() - start,
         )
 
-    def margins(self, inputs: StepInputs) -> np.ndarray:
-        """float64 [pairs], the loss's own reward margins beta (u - v); lp is `inputs.old`."""
-        batch, method = inputs.batch, LOSSES[self._settings.loss]
-        sums = _row_sums(inputs.old - inputs.reference if method.reference else inputs.old, batch)
-        rewards = self._settings.beta * (sums / np.maximum(batch.lengths, 1) if method.averaged else sums)
-        chosen, rejected = _sides(batch.group_rows, batch.sample_indices)
-        return rewards[chosen.numpy()] - rewards[rejected.numpy()]
+    def _row_sums(self, packed: PackedTensors, micro: MicroBatch) -> torch.Tensor:
+        """[b] summed log-probs of the micro-batch's rows, with their gradient."""
+        flat, _ = token_logprobs(self._engine.module, packed, self._temperature)
+        return pad(flat.cpu(), packed_index(micro)).sum(dim=1)
+
+    def _pair_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
+        batch = inputs.batch
+        pairs = len(batch) // 2
+        reference = reference_sums(inputs)
+        ref_B = None if reference is None else torch.from_numpy(reference)
+
+        def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+            sums_B = self._row_sums(packed, micro)
+            rows = torch.from_numpy(micro.rows)
+            chosen, rejected = sides(batch.group_rows[micro.rows], batch.sample_indices[micro.rows])
+            counts = torch.from_numpy(micro.row_lengths)
+            pairs_P = Pairs(
+                chosen_P=sums_B[chosen],
+                rejected_P=sums_B[rejected],
+                ref_chosen_P=None if ref_B is None else ref_B[rows[chosen]],
+                ref_rejected_P=None if ref_B is None else ref_B[rows[rejected]],
+                chosen_tokens_P=counts[chosen],
+                rejected_tokens_P=counts[rejected],
+            )
+            return preference_loss(pairs_P, self._settings, total_pairs=pairs, baseline=inputs.kto_baseline)
+
+        return micro_loss
+
+    def _judged_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
+        ref_B = torch.from_numpy(reference_sums(inputs))
+        desirable_B = torch.from_numpy(np.asarray(inputs.scores.values) > 0.5)
+        good = float(desirable_B.sum())
+        totals = (good, len(desirable_B) - good)
+
+        def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+            rows = torch.from_numpy(micro.rows)
+            sums_B = self._row_sums(packed, micro)
+            return kto_loss(sums_B, ref_B[rows], desirable_B[rows], inputs.kto_baseline, self._settings, totals=totals)
+
+        return micro_loss
+
+    def row_rewards(self, inputs: StepInputs) -> np.ndarray:
+        """float64 [B], the loss's own implicit rewards, beta u (length-averaged where the loss is); the policy's
+        log-probs are `inputs.old`."""
+        method = LOSSES[self._settings.loss]
+        sums, counts = row_sums(inputs.old, inputs.batch).T
+        if method.reference:
+            sums = sums - reference_sums(inputs)
+        return self._settings.beta * (sums / np.maximum(counts, 1) if method.averaged else sums)
 
     def kto_baseline(self, inputs: StepInputs) -> float:
         """KTO's reference point, from samples that stand after another prompt than their own."""
-        lp_R, ref_R = (torch.from_numpy(_row_sums(column, inputs.batch)) for column in (inputs.old, inputs.reference))
-        return float(kto_baseline(lp_R, ref_R))
+        lp_R = torch.from_numpy(row_sums(inputs.old, inputs.batch)[:, 0])
+        return float(kto_baseline(lp_R, torch.from_numpy(reference_sums(inputs))))
 
 
-def _row_sums(column: np.ndarray, batch: SampleBatch) -> np.ndarray:
-    """float64 [B] sums over each row's tokens. reduceat gives an empty row its neighbour's first value."""
-    sums = np.add.reduceat(np.append(column.astype(np.float64), 0.0), batch.offsets[:-1])
-    return np.where(batch.lengths > 0, sums, 0.0)
+def reference_sums(inputs: StepInputs) -> np.ndarray | None:
+    """float64 [B]: the reference's log-probs of each row, stored or summed from its column; None without either."""
+    if inputs.row_reference is not None:
+        return np.array(inputs.row_reference, np.float64)
+    return None if inputs.reference is None else row_sums(inputs.reference, inputs.batch)[:, 0]
 
 
-def _sides(groups: np.ndarray, sides: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def longest_pair(batch: SampleBatch) -> int:
+    """Tokens of the longest prompt with two longest responses. A pair must not be cut apart, and a tree is a pair: a
+    budget of this many keeps every pair whole."""
+    return int(np.max([len(batch.prompt_of(r)) for r in range(len(batch))]) + 2 * batch.lengths.max())
+
+
+def sides(groups: np.ndarray, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Row indices of the chosen and of the rejected responses, pair by pair. ValueError for a pair without a side."""
-    order = np.lexsort((sides, groups))
+    order = np.lexsort((indices, groups))
     chosen, rejected = order[0::2].copy(), order[1::2].copy()
     if len(chosen) != len(rejected) or (groups[chosen] != groups[rejected]).any():
         raise ValueError("a pair came without its chosen or its rejected response; give both sides of every pair")

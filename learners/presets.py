@@ -94,7 +94,8 @@ class PreferenceSettings:
     beta: temperature of the implicit reward (IPO, SPPO: the regulariser; ORPO: the weight lambda of the odds ratio).
     label_smoothing: share e of pairs believed to be labelled the wrong way round (sigmoid: cDPO; robust; exo_pair).
     simpo_gamma: SimPO's target margin. nll_coef: CPO's alpha. discopop_tau: temperature of DiscoPOP's blend.
-    desirable_weight, undesirable_weight: KTO's lambda_D and lambda_U.
+    desirable_weight, undesirable_weight: KTO's lambda_D and lambda_U. judged: rows are single responses with a label,
+    not pairs (KTO alone).
     """
 
     loss: str = "sigmoid"
@@ -105,15 +106,29 @@ class PreferenceSettings:
     discopop_tau: float = 0.05
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
+    judged: bool = False
 
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, PREFERENCE_NAMES)
+        if self.judged and self.loss != "kto":
+            raise ValueError(f"loss {self.loss} compares two responses; only kto learns from single judged ones.")
         if not self.beta > 0.0:
             raise ValueError(f"beta is {self.beta}; set it above 0 (0.1 is usual).")
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; set it to at least 0 and below 0.5.")
         if not 0.0 < self.discopop_tau <= 1.0:
             raise ValueError(f"discopop_tau is {self.discopop_tau}; set it above 0 and at most 1 (0.05 is published).")
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModelSettings:
+    """Training a reward model: on pairs (Bradley-Terry) or, where `ratings`, on numbers that responses were given.
+
+    centre_coef: weight of (r_c + r_r)^2 in the loss on pairs.
+    """
+
+    ratings: bool = False
+    centre_coef: float = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,24 +14,21 @@ import torch
 
 from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
+from actors.types import ENVIRONMENT_TURN
 from learners.aggregation import masked
-from learners.engine import TrainEngine
-from learners.method import StepInputs, UpdateResult, UpdateSettings
-from learners.policy import PolicyBase, step_metrics
+from learners.base import PolicyBase, step_metrics
+from learners.method import StepInputs, UpdateResult
 from learners.stepping import optimise
 
 
 class SupervisedLearner(PolicyBase):
     """One rank of a policy's learner group under the negative log-likelihood of demonstrations."""
 
-    def __init__(self, engine: TrainEngine, update: UpdateSettings) -> None:
-        super().__init__(engine, update, temperature=1.0)
-
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """One optimiser step: -sum(lp) / N over the N trained tokens of the whole batch (token-mean), in nats."""
         start = time.monotonic()
         batch = inputs.batch
-        trained = torch.from_numpy(np.asarray(batch.turns) >= 0)
+        trained = torch.from_numpy(np.asarray(batch.turns) != ENVIRONMENT_TURN)
         total = max(int(trained.sum()), 1)
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -47,11 +44,3 @@ class SupervisedLearner(PolicyBase):
             skipped=int(not result.applied),
             seconds=time.monotonic() - start,
         )
-
-    def row_logprobs(self, inputs: StepInputs) -> np.ndarray:
-        """float64 [B, 2]: each row's summed log-prob of its trained tokens (`inputs.old`), and how many those are."""
-        batch = inputs.batch
-        trained = np.asarray(batch.turns) >= 0
-        rows = np.repeat(np.arange(len(batch)), batch.lengths)
-        sums = np.bincount(rows, np.where(trained, inputs.old.astype(np.float64), 0.0), len(batch))
-        return np.stack([sums, np.bincount(rows, trained, len(batch))], axis=1)

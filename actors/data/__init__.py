@@ -7,17 +7,18 @@ shuffling across workers, and the tokenizer itself (the caller loads it).
 
 from actors.data.errors import DataError
 from actors.data.order import PromptOrder
-from actors.data.preferences import PreferencePair, PreferenceSettings, PreferenceSource, load_preferences
+from actors.data.preferences import PreferencePair, PreferenceSettings, load_preferences
 from actors.data.prompts import PromptSettings, PromptSource, load_prompts, train_and_heldout
+from actors.data.stored import StoredRows
 
 __all__ = [
     "DataError",
     "PreferencePair",
     "PreferenceSettings",
-    "PreferenceSource",
     "PromptOrder",
     "PromptSettings",
     "PromptSource",
+    "StoredRows",
     "load_preferences",
     "load_prompts",
     "train_and_heldout",

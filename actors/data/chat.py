@@ -84,8 +84,12 @@ def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], chat_template:
     return list(ids)
 
 
-def response_ids(tokenizer: Tokenizer, messages: Sequence[Message], response: str, chat_template: bool) -> list[int]:
-    """The response's ids after `prompt_ids(messages)`, up to and with its end-of-turn token.
+def response_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], response: str, chat_template: bool, to_end: bool = False
+) -> list[int]:
+    """The response's ids after `prompt_ids(messages)`, up to and with its end-of-turn token, or (to_end) to the end of
+    what the template writes: prompt and response are then exactly the ids of the whole conversation, as a reward model
+    reads it.
 
     The response's text is encoded apart from the prompt's, as generation would produce it: tokens never merge across
     the boundary. What the template writes after the end-of-turn token (often a line break) is cut off, as the engine
@@ -94,7 +98,18 @@ def response_ids(tokenizer: Tokenizer, messages: Sequence[Message], response: st
     if not chat_template:
         return _ended(tokenizer, response, response, NO_FRAME)[0]
     text = _templated_response(tokenizer, messages, response)
+    if to_end:
+        return _to_end(tokenizer, messages, response, text)
     return _ended(tokenizer, text, response, _frame(tokenizer, messages))[0]
+
+
+def _to_end(tokenizer: Tokenizer, messages: Sequence[Message], response: str, text: str) -> list[int]:
+    own = list(tokenizer.encode(text, add_special_tokens=False))
+    chat = [*messages, {"role": "assistant", "content": response}]
+    whole = list(tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False))
+    if [*prompt_ids(tokenizer, messages, True), *own] != whole:
+        raise RowError("the response's first token merges with the prompt's last, so they cannot be told apart")
+    return own
 
 
 def turn_after(

@@ -1,41 +1,33 @@
 """Demonstrations for supervised tuning: conversations as ids, with a mark on every token that the assistant wrote.
 
 In: `DemonstrationSettings` and a tokenizer; rows hold a conversation (messages), or a prompt (text or messages) and a
-completion. Out: a frozen `DemonstrationSource`. Every assistant turn is encoded apart, as generation would produce it,
-and ends with its end-of-turn token. Left out: packing and the loss.
+completion. Out: `StoredRows` of `Demonstration`s. Every assistant turn is encoded apart, as generation would produce
+it, and ends with its end-of-turn token. Left out: packing and the loss.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template, turn_after
-from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
-from actors.data.rows import Origin, RawRow, kind_of, read_rows
+from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, turn_after
+from actors.data.errors import RowError
+from actors.data.rows import kind_of, read_rows
+from actors.data.stored import StoredRows, StoredSettings, column, load_rows, text_column
 
 
 @dataclass(frozen=True, slots=True)
-class DemonstrationSettings:
-    """messages_column: whole conversations; else prompt_column and completion_column. max_tokens bounds a whole
-    conversation; overlong: refuse or drop one that is longer (cut, it would teach to stop or to begin anywhere)."""
+class DemonstrationSettings(StoredSettings):
+    """messages_column: whole conversations; else prompt_column and completion_column. overlong: refuse or drop (cut, a
+    conversation would teach to stop or to begin anywhere)."""
 
-    origin: Origin
     messages_column: str | None = None
     prompt_column: str = "prompt"
     completion_column: str = "completion"
-    system_prompt: str | None = None
-    chat_template: bool = True
-    max_tokens: int | None = None
-    overlong: str = "refuse"
-    skip_invalid: int | float = 0
 
     def __post_init__(self) -> None:
-        check_skip_invalid(self.skip_invalid)
+        StoredSettings.__post_init__(self)
         if self.overlong not in ("refuse", "drop"):
             raise ValueError(f"overlong must be refuse or drop for demonstrations, got {self.overlong!r}")
 
@@ -50,59 +42,23 @@ class Demonstration:
     token_ids: tuple[int, ...]
     trained: tuple[bool, ...]
 
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        return (self.token_ids,)
 
-@dataclass(frozen=True, slots=True)
-class DemonstrationSource:
-    """All rows of a source; rows[i].id == i. read = len(rows) + skipped + dropped."""
-
-    name: str
-    rows: tuple[Demonstration, ...]
-    read: int
-    skipped: int
-    dropped: int
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> Demonstration:
-        return self.rows[row]
-
-    def fingerprint(self) -> str:
-        """Hash of all token ids in order: a resumed run compares it, so that ids still mean the same rows."""
-        h = hashlib.sha256()
-        for row in self.rows:
-            for ids in (row.prompt_tokens, row.token_ids, row.trained):
-                h.update(np.array([len(ids), *ids], np.int32).tobytes())
-        return h.hexdigest()
+    @property
+    def facts(self) -> Sequence[Sequence[float]]:
+        return (self.trained,)
 
 
-def load_demonstrations(settings: DemonstrationSettings, tokenizer: Tokenizer) -> DemonstrationSource:
+def load_demonstrations(settings: DemonstrationSettings, tokenizer: Tokenizer) -> StoredRows[Demonstration]:
     """Read, check, template and tokenise every row. DataError names all bad rows at once."""
-    require_template(tokenizer, settings.chat_template)
-    name = settings.origin.name
-    problems = Problems(name, settings.skip_invalid)
-    rows: list[Demonstration] = []
-    read = dropped = 0
-    for raw in read_rows(settings.origin):
-        read += 1
-        try:
-            prompt, tokens, trained = conversation_ids(tokenizer, _messages(raw, settings), settings.chat_template)
-        except RowError as error:
-            problems.skip(raw.where, str(error))
-            continue
-        length, limit = len(prompt) + len(tokens), settings.max_tokens
-        if limit is not None and length > limit:
-            if settings.overlong == "drop":
-                dropped += 1
-            else:
-                fix = "set overlong to drop, or enlarge the window"
-                problems.refuse(raw.where, f"conversation of {length} tokens, the window is {limit}; {fix}")
-            continue
-        rows.append(Demonstration(len(rows), tuple(prompt), tuple(tokens), tuple(trained)))
-    skipped = problems.settle(read)
-    if not rows:
-        raise DataError(name, [(name, f"no usable conversation among {read} rows")])
-    return DemonstrationSource(name, tuple(rows), read, skipped, dropped)
+
+    def make(number: int, columns: Mapping[str, Any]) -> Demonstration:
+        prompt, tokens, trained = conversation_ids(tokenizer, _messages(columns, settings), settings.chat_template)
+        return Demonstration(number, tuple(prompt), tuple(tokens), tuple(trained))
+
+    return load_rows(settings, tokenizer, read_rows(settings.origin), make, "conversation")
 
 
 def conversation_ids(
@@ -125,22 +81,11 @@ def conversation_ids(
     return prompt, tokens, trained
 
 
-def _messages(raw: RawRow, settings: DemonstrationSettings) -> list[Message]:
-    if raw.columns is None:
-        raise RowError(raw.problem or "unreadable")
-    if settings.messages_column is not None:
-        column = settings.messages_column
-        if not isinstance(raw.columns.get(column), list):
-            raise RowError(f"{column} must be a list of messages, got {kind_of(raw.columns.get(column))}")
-        return messages_of(column, raw.columns[column], settings.system_prompt)
-    prompt = messages_of(settings.prompt_column, _value(raw.columns, settings.prompt_column), settings.system_prompt)
-    completion = _value(raw.columns, settings.completion_column)
-    if not isinstance(completion, str) or not completion.strip():
-        raise RowError(f"{settings.completion_column} must be text that is not empty, got {kind_of(completion)}")
-    return [*prompt, {"role": "assistant", "content": completion}]
-
-
-def _value(columns: Mapping[str, Any], name: str) -> Any:
-    if name not in columns:
-        raise RowError(f"no column {name!r}; the row has {', '.join(columns) or 'none'}")
-    return columns[name]
+def _messages(columns: Mapping[str, Any], settings: DemonstrationSettings) -> list[Message]:
+    name = settings.messages_column
+    if name is not None:
+        if not isinstance(columns.get(name), list):
+            raise RowError(f"{name} must be a list of messages, got {kind_of(columns.get(name))}")
+        return messages_of(name, columns[name], settings.system_prompt)
+    prompt = messages_of(settings.prompt_column, column(columns, settings.prompt_column), settings.system_prompt)
+    return [*prompt, {"role": "assistant", "content": text_column(columns, settings.completion_column)}]

@@ -1,64 +1,33 @@
 """Preference pairs for DPO and reward models: one prompt, a chosen and a rejected response, all as ids.
 
 In: `PreferenceSettings` and a tokenizer; rows hold the prompt (text or messages) and both responses (text, messages,
-or whole conversations that begin with the prompt). Out: a frozen `PreferenceSource` of `PreferencePair`s; the prompt's
-ids are exactly the templated prompt, each response ends with its end-of-turn token. Left out: padding and batching.
+or whole conversations that begin with the prompt). Out: `StoredRows` of `PreferencePair`s; the prompt's ids are exactly
+the templated prompt, each response ends with its end-of-turn token. Left out: padding and batching.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template, response_ids
-from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
-from actors.data.prompts import OVERLONG
+from actors.data.chat import Message, Tokenizer, messages_of
+from actors.data.errors import RowError
 from actors.data.rows import Origin, RawRow, create_task, kind_of, read_rows, read_task
+from actors.data.stored import StoredRows, StoredSettings, branch_ids, load_rows, number_column
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceSettings:
-    """Exactly one of path, hub_id and task, as in PromptSettings. prompt_column may be missing from rows whose chosen
-    and rejected are whole conversations with the same beginning. max_tokens bounds prompt + longer response;
-    truncate_left cuts the prompt from the left. A task makes pairs: see `generate_pairs`."""
+class PreferenceSettings(StoredSettings):
+    """prompt_column may be missing from rows whose chosen and rejected are whole conversations with the same beginning.
+    margin_column: by how much chosen is better, a number (reward models; None: no margins). A task makes pairs: see
+    `generate_pairs`."""
 
-    path: str | None = None
-    hub_id: str | None = None
-    hub_config: str | None = None
-    split: str = "train"
-    task: str | None = None
-    task_params: Mapping[str, Any] = field(default_factory=dict)
-    size: int = 1000
-    seed: int = 0
     prompt_column: str = "prompt"
     chosen_column: str = "chosen"
     rejected_column: str = "rejected"
-    system_prompt: str | None = None
-    chat_template: bool = True
-    max_tokens: int | None = None
-    overlong: str = "refuse"
-    skip_invalid: int | float = 0
-
-    def __post_init__(self) -> None:
-        _ = self.origin
-        check_skip_invalid(self.skip_invalid)
-        if self.overlong not in OVERLONG:
-            raise ValueError(f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}")
-
-    @property
-    def origin(self) -> Origin:
-        return Origin(
-            path=self.path,
-            hub_id=self.hub_id,
-            hub_config=self.hub_config,
-            split=self.split,
-            task=self.task,
-            task_params=self.task_params,
-            size=self.size,
-            seed=self.seed,
-        )
+    margin_column: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,70 +38,30 @@ class PreferencePair:
     prompt_tokens: tuple[int, ...]
     chosen_tokens: tuple[int, ...]
     rejected_tokens: tuple[int, ...]
+    margin: float = 0.0
+
+    @property
+    def responses(self) -> tuple[tuple[int, ...], ...]:
+        return (self.chosen_tokens, self.rejected_tokens)
+
+    @property
+    def facts(self) -> Sequence[Sequence[float]]:
+        return ((self.margin,),)
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceSource:
-    """All pairs of a source; pairs[i].id == i. read = len(pairs) + skipped + dropped."""
-
-    name: str
-    pairs: tuple[PreferencePair, ...]
-    read: int
-    skipped: int
-    truncated: int
-    dropped: int
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-
-def load_preferences(settings: PreferenceSettings, tokenizer: Tokenizer) -> PreferenceSource:
+def load_preferences(settings: PreferenceSettings, tokenizer: Tokenizer) -> StoredRows[PreferencePair]:
     """Read, check, template and tokenise every pair. DataError names all bad rows at once."""
-    require_template(tokenizer, settings.chat_template)
-    origin = settings.origin
-    problems = Problems(origin.name, settings.skip_invalid)
-    pairs: list[PreferencePair] = []
-    read = truncated = dropped = 0
-    for raw in generate_pairs(origin) if origin.task else read_rows(origin):
-        read += 1
-        try:
-            prompt, chosen, rejected = _tokenise(raw, settings, tokenizer)
-        except RowError as error:
-            problems.skip(raw.where, str(error))
-            continue
-        length, limit = len(prompt) + max(len(chosen), len(rejected)), settings.max_tokens
-        if limit is not None and length > limit:
-            room = limit - max(len(chosen), len(rejected))
-            if settings.overlong == "drop":
-                dropped += 1
-                continue
-            if settings.overlong == "refuse" or room < 1:
-                fix = "set overlong to drop, or enlarge max_tokens"
-                problems.refuse(raw.where, f"pair of {length} tokens, the window is {limit}; {fix}")
-                continue
-            truncated += 1
-            prompt = prompt[-room:]
-        pairs.append(PreferencePair(len(pairs), tuple(prompt), tuple(chosen), tuple(rejected)))
-    skipped = problems.settle(read)
-    if not pairs:
-        raise DataError(origin.name, [(origin.name, f"no usable pair among {read} rows")])
-    return PreferenceSource(origin.name, tuple(pairs), read, skipped, truncated, dropped)
 
+    def make(number: int, columns: Mapping[str, Any]) -> PreferencePair:
+        messages, chosen, rejected = _split_row(columns, settings)
+        if chosen.strip() == rejected.strip():
+            raise RowError("chosen and rejected are equal, so the pair says nothing")
+        prompt, *sides = branch_ids(tokenizer, messages, (chosen, rejected), settings)
+        margin = 0.0 if settings.margin_column is None else number_column(columns, settings.margin_column)
+        return PreferencePair(number, prompt, *sides, margin)
 
-def _tokenise(
-    raw: RawRow, settings: PreferenceSettings, tokenizer: Tokenizer
-) -> tuple[list[int], list[int], list[int]]:
-    if raw.columns is None:
-        raise RowError(raw.problem or "unreadable")
-    messages, chosen, rejected = _split_row(raw.columns, settings)
-    if chosen.strip() == rejected.strip():
-        raise RowError("chosen and rejected are equal, so the pair says nothing")
-    templated = settings.chat_template
-    return (
-        prompt_ids(tokenizer, messages, templated),
-        response_ids(tokenizer, messages, chosen, templated),
-        response_ids(tokenizer, messages, rejected, templated),
-    )
+    raws = generate_pairs(settings.origin) if settings.origin.task else read_rows(settings.origin)
+    return load_rows(settings, tokenizer, raws, make, "pair")
 
 
 def _split_row(columns: Mapping[str, Any], settings: PreferenceSettings) -> tuple[list[Message], str, str]:

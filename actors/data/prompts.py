@@ -18,9 +18,9 @@ import numpy as np
 from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, read_rows
+from actors.data.stored import check_overlong
 from actors.types import Prompt
 
-OVERLONG = ("refuse", "truncate_left", "drop")
 HELDOUT_SEED_STEP = 1 << 30
 """reasoning_gym seeds item i with seed + i: held-out questions are drawn this far from the training ones."""
 
@@ -55,8 +55,7 @@ class PromptSettings:
     def __post_init__(self) -> None:
         _ = self.origin
         check_skip_invalid(self.skip_invalid)
-        if self.overlong not in OVERLONG:
-            raise ValueError(f"overlong must be one of {', '.join(OVERLONG)}, got {self.overlong!r}")
+        check_overlong(self.overlong)
 
     @property
     def origin(self) -> Origin:

@@ -53,6 +53,7 @@ class Preference(Section):
     desirable_weight: Positive | None = None
     undesirable_weight: Positive | None = None
     pairs_per_step: Count = 8
+    """Or judged responses, where data.labels.column names their judgement (kto)."""
 
 
 class PolicyLoss(Section):
@@ -78,6 +79,14 @@ class Sft(Section):
     rows_per_step: Count = 16
 
 
+class RewardModelling(Section):
+    """Training a reward model, on pairs or (data.labels.column) on ratings."""
+
+    rows_per_step: Count = 16
+    centre_coef: NonNegative = 0.01
+    """Weight of (r_c + r_r)^2, which holds the scores around 0. Pairs alone."""
+
+
 class Resample(Section):
     """Dynamic sampling (DAPO): prompts whose responses all score the same are replaced before the update."""
 
@@ -92,6 +101,7 @@ class Algorithm(Section):
     name: Literal[
         *("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"),
         *("dapo", "gspo", "cispo", "dpo", "kto", "orpo", "simpo", "cpo", "sft"),
+        *("reward_model", "online_dpo"),
     ]
     advantage: (
         Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"] | None
@@ -105,16 +115,17 @@ class Algorithm(Section):
     correction: Correction = Correction()
     resample: Resample = Resample()
     preference: Preference = Preference()
-    """Of the methods that learn from pairs."""
+    """Of the methods that compare responses."""
 
     sft: Sft = Sft()
+    reward_model: RewardModelling = RewardModelling()
 
     @property
-    def on_pairs(self) -> bool:
-        """Whether the run learns from stored preference pairs."""
+    def on_preferences(self) -> bool:
+        """Whether a preference loss on stored rows is minimised."""
         return self.name in ("dpo", "kto", "orpo", "simpo", "cpo")
 
     @property
     def online(self) -> bool:
         """Whether the run makes its own samples; otherwise it learns from stored rows."""
-        return not self.on_pairs and self.name != "sft"
+        return not self.on_preferences and self.name not in ("sft", "reward_model")

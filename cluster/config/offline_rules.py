@@ -1,4 +1,4 @@
-"""Rules of the methods that learn from stored pairs: what their config has no use for, and what their loss needs.
+"""Rules of the methods that learn from stored rows: what their config has no use for, and what their loss needs.
 
 In: a Config of such a method. Out: Problems. Left out: rules of the online methods and of sections that every method
 has (rules.py).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.algorithm import Algorithm
+from cluster.config.algorithm import RewardModelling
 from cluster.config.problem import Problem
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
@@ -18,14 +18,13 @@ from learners.presets import PREFERENCE_FIELDS
 def offline_problems(config: Config) -> Iterator[Problem]:
     """What a config of a method on stored rows holds or lacks."""
     name = config.algorithm.name
-    rows = "pairs" if config.algorithm.on_pairs else "conversations"
+    rows = config.row_kind
     for key, default in (("reward", Reward()), ("rollout", Rollout()), ("critic", None)):
         if getattr(config, key) != default:
             yield Problem(key, f"{name} learns from stored {rows} and has no use for a {key}; remove the section")
-    for key in ("advantage", "whiten", "gamma", "gae_lambda", "loss", "kl", "correction", "resample"):
-        if getattr(config.algorithm, key) != _default(Algorithm, key):
-            yield Problem(f"algorithm.{key}", f"is of policy-gradient methods, {name} has no use for it; remove it")
-    size = "algorithm.preference.pairs_per_step" if config.algorithm.on_pairs else "algorithm.sft.rows_per_step"
+    size = f"algorithm.{name}.rows_per_step"
+    if config.algorithm.on_preferences:
+        size = "algorithm.preference.pairs_per_step"
     for key, instead in (("epochs", "steps"), ("minibatches", size)):
         if getattr(config.learner, key) != _default(Learner, key):
             yield Problem(
@@ -45,7 +44,40 @@ def offline_problems(config: Config) -> Iterator[Problem]:
         yield Problem(
             "data.heldout", f"must be less than data.reasoning_gym.size ({task.size}), got {config.data.heldout}"
         )
-    yield from _loss_problems(config) if config.algorithm.on_pairs else _sft_problems(config)
+    yield from _label_problems(config)
+    if config.algorithm.on_preferences:
+        yield from _loss_problems(config)
+    elif name == "reward_model":
+        yield from _reward_model_problems(config)
+    elif config.data.overlong == "truncate_left":
+        yield Problem(
+            "data.overlong", "a conversation cut at its beginning is another one: use refuse or drop, got truncate_left"
+        )
+
+
+def _label_problems(config: Config) -> Iterator[Problem]:
+    """What people said of responses, where the method or its rows have no place for it."""
+    name, labels = config.algorithm.name, config.data.labels
+    ratings = name == "reward_model" and labels.column is not None
+    if labels.column is not None and name not in ("kto", "reward_model"):
+        yield Problem(
+            "data.labels.column", f"single judged responses are for kto and reward_model, {name} cannot learn from them"
+        )
+    if labels.range is not None and not ratings:
+        yield Problem("data.labels.range", "bounds ratings: only reward_model with data.labels.column has them")
+    elif labels.range is not None and labels.range[0] >= labels.range[1]:
+        low, high = labels.range
+        yield Problem("data.labels.range", f"the least rating must be below the greatest, got {low:g} and {high:g}")
+    if labels.margin_column is not None and (name != "reward_model" or ratings):
+        yield Problem("data.labels.margin_column", "margins are for reward_model on pairs; remove it")
+
+
+def _reward_model_problems(config: Config) -> Iterator[Problem]:
+    given, default = config.algorithm.reward_model.centre_coef, RewardModelling.model_fields["centre_coef"].default
+    if config.row_kind == "responses" and given != default:
+        yield Problem(
+            "algorithm.reward_model.centre_coef", f"acts on pairs, ratings fix the centre, got {given:g}; remove it"
+        )
 
 
 def _loss_problems(config: Config) -> Iterator[Problem]:
@@ -62,15 +94,8 @@ def _loss_problems(config: Config) -> Iterator[Problem]:
             "algorithm.preference.pairs_per_step",
             "kto compares with the other prompts' responses of a step: give at least 2, got 1",
         )
-
-
-def _sft_problems(config: Config) -> Iterator[Problem]:
-    if config.algorithm.preference != _default(Algorithm, "preference"):
-        yield Problem("algorithm.preference", "sft learns from demonstrations and has no use for it; remove it")
-    if config.data.overlong == "truncate_left":
-        yield Problem(
-            "data.overlong", "a conversation cut at its beginning is another one: use refuse or drop, got truncate_left"
-        )
+    if config.row_kind == "responses" and loss != "kto" and config.algorithm.name == "kto":
+        yield Problem("algorithm.preference.loss", f"{loss} compares two responses; single judged ones need kto")
 
 
 def _default(section: type, key: str) -> object:

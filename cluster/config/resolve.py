@@ -12,8 +12,16 @@ from actors.engine import EngineSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from learners.engine_settings import OptimizerSettings, ZeroSettings
-from learners.method import LearnerSettings, Method, ModelSettings, UpdateSettings
-from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE, PreferenceSettings, Preset
+from learners.method import (
+    LearnerSettings,
+    Method,
+    ModelSettings,
+    RewardModelSettings,
+    SupervisedSettings,
+    Training,
+    UpdateSettings,
+)
+from learners.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset
 
 
 def resolve_preset(config: Config) -> Preset:
@@ -61,14 +69,27 @@ def resolve_method(config: Config) -> Method:
 def preference_settings(config: Config) -> PreferenceSettings:
     own = PREFERENCE_PRESETS[config.algorithm.name]
     given = config.algorithm.preference.model_dump(exclude={"pairs_per_step"}, exclude_none=True)
-    return dataclasses.replace(own, **given)
+    settings = dataclasses.replace(own, **given)
+    return dataclasses.replace(settings, judged=settings.loss == "kto" and config.row_kind == "responses")
+
+
+def training(config: Config) -> Training:
+    """What the learner group is told to do."""
+    name = config.algorithm.name
+    if name == "sft":
+        return SupervisedSettings()
+    if name == "reward_model":
+        settings = config.algorithm.reward_model
+        return RewardModelSettings(config.row_kind == "responses", settings.centre_coef)
+    return preference_settings(config) if name in PREFERENCE_PRESETS else resolve_method(config)
 
 
 def needs_reference(config: Config) -> bool:
-    """Whether a frozen reference is loaded beside the policy."""
-    if config.algorithm.online:
-        return resolve_preset(config).kl_place != "none"
-    return config.algorithm.on_pairs and preference_settings(config).loss not in REFERENCE_FREE
+    """Whether a frozen reference is loaded beside the policy. Offline its log-probs are computed once, by the policy
+    before its first step."""
+    if not config.algorithm.online:
+        return False
+    return config.algorithm.name == "online_dpo" or resolve_preset(config).kl_place != "none"
 
 
 def sampling_settings(config: Config) -> SamplingSettings:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.algorithm import Algorithm, Resample
+from cluster.config.algorithm import Resample
+from cluster.config.method_rules import method_problems
 from cluster.config.offline_rules import offline_problems
 from cluster.config.problem import Problem
 from cluster.config.resolve import optimizer_steps, resolve_preset
@@ -26,7 +27,7 @@ GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
 def cross_section_problems(config: Config) -> list[Problem]:
     online = (_reward, _advantage, _loss, _kl, _correction, _sampling, _rollout, _minibatches)
     own = online if config.algorithm.online else (offline_problems,)
-    rules = (_model, _data, *own, _learner, _evaluation, _ray)
+    rules = (method_problems, _model, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
 
@@ -44,14 +45,6 @@ def _data(config: Config) -> Iterator[Problem]:
         yield Problem(
             "data.prompt_column", f"data.messages_column is read instead, got {data.prompt_column!r}; remove one"
         )
-    unread = config.algorithm.name != "sft" or data.messages_column is not None
-    if unread and data.completion_column != _default(Data, "completion_column"):
-        yield Problem(
-            "data.completion_column",
-            f"is read by sft alone, from rows without messages, got {data.completion_column!r}; remove it",
-        )
-    if config.algorithm.sft != _default(Algorithm, "sft") and config.algorithm.name != "sft":
-        yield Problem("algorithm.sft", f"{config.algorithm.name} has no use for it; remove it")
     if data.reasoning_gym is None:
         return
     if data.messages_column is not None:
@@ -82,11 +75,9 @@ def _reward(config: Config) -> Iterator[Problem]:
 
 
 def _advantage(config: Config) -> Iterator[Problem]:
-    name, a = config.algorithm.name, config.algorithm
+    a = config.algorithm
     samples = config.rollout.sampling.samples_per_prompt
     advantage = resolve_preset(config).advantage
-    if a.preference != _default(Algorithm, "preference"):
-        yield Problem("algorithm.preference", f"{name} learns from rewards and has no use for it; remove it")
     if advantage == "gae" and config.critic is None:
         yield Problem("critic", "GAE needs values: add a critic section (critic: {}), or choose a group advantage")
     if advantage != "gae" and config.critic is not None:
@@ -217,8 +208,8 @@ def _learner(config: Config) -> Iterator[Problem]:
         )
     for path, zero in zeros:
         yield from _zero(path, zero)
-    if learner.optimizer.head_lr is not None:
-        yield Problem("learner.optimizer.head_lr", "only a critic has a value head; set critic.optimizer.head_lr")
+    if learner.optimizer.head_lr is not None and config.algorithm.name != "reward_model":
+        yield Problem("learner.optimizer.head_lr", "a policy has no such head; set critic.optimizer.head_lr")
     # Methods on stored pairs take one optimiser step a training step.
     steps = optimizer_steps(config, config.steps) if config.algorithm.online else config.steps
     yield from _schedule("learner.optimizer", learner.optimizer, steps)

@@ -37,6 +37,18 @@ class ReasoningGym(Section):
     seed: int = 0
 
 
+class Labels(Section):
+    """What people said of stored responses."""
+
+    column: str | None = None
+    """Rows are single judged responses (completion_column) with this label: true or false for kto, a number for
+    reward_model. None: rows are pairs (`chosen`, `rejected`)."""
+    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    """Least and greatest rating; one outside is a bad row."""
+    margin_column: str | None = None
+    """Of pairs: by how much chosen is better (reward_model)."""
+
+
 class Data(Section):
     """Prompts (or preference pairs), one of `path` and `reasoning_gym`."""
 
@@ -47,7 +59,8 @@ class Data(Section):
     prompt_column: str = "prompt"
     messages_column: str | None = None
     completion_column: str = "completion"
-    """Of demonstrations (sft): what the assistant should say to the prompt."""
+    """Of demonstrations (sft) and judged responses: what the assistant says to the prompt."""
+    labels: Labels = Labels()
     system_prompt: str | None = None
     suffix: str = ""
     """Appended to each prompt's text, e.g. an answer format."""
@@ -139,7 +152,7 @@ class Optimizer(Section):
 
     lr: NonNegative = 1e-6
     head_lr: Positive | None = None
-    """Critic only: learning rate of the value head (default: lr)."""
+    """Critic and reward model: learning rate of the head (default: lr)."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
@@ -263,3 +276,20 @@ class Config(Section):
     weights: Weights = Weights()
     ray: RaySection = RaySection()
     tracking: Tracking = Tracking()
+
+    @property
+    def row_kind(self) -> Literal["pairs", "responses", "conversations", "prompts"]:
+        """What a row of the data is."""
+        if self.algorithm.online:
+            return "prompts"
+        if self.algorithm.name == "sft":
+            return "conversations"
+        return "pairs" if self.data.labels.column is None else "responses"
+
+    @property
+    def rows_per_step(self) -> int:
+        """Stored rows that a step takes."""
+        algorithm = self.algorithm
+        if algorithm.on_preferences:
+            return algorithm.preference.pairs_per_step
+        return algorithm.sft.rows_per_step if algorithm.name == "sft" else algorithm.reward_model.rows_per_step

@@ -6,30 +6,22 @@ Reward functions run in their own process, as in a run. Left out: reward models 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from actors.data import DataError, PromptOrder
+from actors.data import DataError, PreferencePair, PromptOrder
 from actors.data.chat import Tokenizer
+from actors.data.demonstrations import Demonstration
 from actors.data.errors import LISTED
 from actors.data.rows import read_rows
+from actors.data.stored import StoredRow
 from actors.rewards.runner import RewardError, RewardRunner
 from cluster.config import Config, Problem
-from cluster.inputs import (
-    DemonstrationInputs,
-    OfflineInputs,
-    OnlineInputs,
-    PreferenceInputs,
-    load_inputs,
-    load_offline_inputs,
-    offline_settings,
-    prompt_settings,
-    prompt_window,
-    reward_specs,
-)
+from cluster.inputs import OnlineInputs, load_inputs, prompt_settings, prompt_window, reward_specs
+from cluster.stored_inputs import StoredInputs, load_stored_inputs, stored_settings
 
 RENDERED = 3
 IGNORANT = "I do not know."
@@ -55,7 +47,7 @@ class DataFindings:
     longest: int
     window: int
     samples: tuple[Rendered, ...]
-    inputs: OnlineInputs | OfflineInputs
+    inputs: OnlineInputs | StoredInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +60,20 @@ class RewardFindings:
 
 def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | None, list[Problem]]:
     """Read and tokenise all rows; every bad one is a Problem."""
-    load = load_inputs if config.algorithm.online else load_offline_inputs
+    load = load_inputs if config.algorithm.online else load_stored_inputs
     try:
         inputs = load(config, tokenizer)
     except DataError as error:
         return None, _listed(error)
     except ValueError as error:  # no chat template, or settings that the readers refuse
         return None, [Problem("data", str(error))]
-    if isinstance(inputs, PreferenceInputs):
-        return _pairs(config, inputs, tokenizer), []
-    if isinstance(inputs, DemonstrationInputs):
-        return _demonstrations(config, inputs, tokenizer), []
-    return _prompts(config, inputs, tokenizer), []
+    look = _stored if isinstance(inputs, StoredInputs) else _prompts
+    return look(config, inputs, tokenizer), []
 
 
 def first_row_problems(config: Config) -> list[Problem]:
     """What is wrong with the source itself, without a tokenizer: no such file, task or parameter."""
-    settings = prompt_settings(config) if config.algorithm.online else offline_settings(config)
+    settings = prompt_settings(config) if config.algorithm.online else stored_settings(config)
     try:
         next(iter(read_rows(settings.origin)), None)
     except DataError as error:
@@ -126,50 +115,37 @@ def _prompts(config: Config, inputs: OnlineInputs, tokenizer: Tokenizer) -> Data
     return DataFindings(train.name, rows, longest, prompt_window(config), tuple(samples), inputs)
 
 
-def _pairs(config: Config, inputs: PreferenceInputs, tokenizer: Tokenizer) -> DataFindings:
+def _stored(config: Config, inputs: StoredInputs, tokenizer: Tokenizer) -> DataFindings:
     train, heldout = inputs.train, inputs.heldout
-    prompts = [{pair.prompt_tokens for pair in part.source.pairs} if part else set() for part in (train, heldout)]
-    source = train.source
-    rows = {
-        "read": inputs.read,
-        "to train on": len(train),
-        "held out": len(heldout) if heldout else 0,
-        "skipped as invalid": source.skipped,
-        "truncated": source.truncated,
-        "dropped as too long": source.dropped,
-        "left out as held-out prompts": inputs.read - source.read - (len(heldout) if heldout else 0),
-        "prompts shared by both": len(prompts[0] & prompts[1]),
-    }
-    samples = []
-    for row in _first_rows(config, len(train)):
-        pair = train[row]
-        for side, ids in (("chosen", pair.chosen_tokens), ("rejected", pair.rejected_tokens)):
-            whole = [*pair.prompt_tokens, *ids]
-            text = tokenizer.decode(whole, skip_special_tokens=False)
-            samples.append(Rendered(f"pair {row}, {side}", text, len(whole), {}))
-    longest = max(len(p.prompt_tokens) + max(len(p.chosen_tokens), len(p.rejected_tokens)) for p in source.pairs)
-    return DataFindings(source.name, rows, longest, config.model.max_length, tuple(samples), inputs)
-
-
-def _demonstrations(config: Config, inputs: DemonstrationInputs, tokenizer: Tokenizer) -> DataFindings:
-    train, heldout = inputs.train, inputs.heldout
+    prompts = [{row.prompt_tokens for row in part.rows} if part else set() for part in (train, heldout)]
     rows = {
         "read": inputs.read,
         "to train on": len(train),
         "held out": len(heldout) if heldout else 0,
         "skipped as invalid": train.skipped,
+        "truncated": train.truncated,
         "dropped as too long": train.dropped,
         "left out as held-out prompts": inputs.read - train.read - (len(heldout) if heldout else 0),
-        "assistant tokens to learn": sum(sum(row.trained) for row in train.rows),
+        "prompts shared by both": len(prompts[0] & prompts[1]),
+        "response tokens": sum(len(ids) for row in train.rows for ids in row.responses),
     }
-    samples = []
-    for number in _first_rows(config, len(train)):
-        row = train[number]
-        whole = [*row.prompt_tokens, *row.token_ids]
-        text = tokenizer.decode(whole, skip_special_tokens=False)
-        samples.append(Rendered(f"conversation {number}, {sum(row.trained)} tokens learned", text, len(whole), {}))
-    longest = max(len(row.prompt_tokens) + len(row.token_ids) for row in train.rows)
-    return DataFindings(train.name, rows, longest, config.model.max_length, tuple(samples), inputs)
+    samples = [
+        Rendered(f"{title} {number}", tokenizer.decode(ids, skip_special_tokens=False), len(ids), {})
+        for number in _first_rows(config, len(train))
+        for title, ids in _shown(train[number])
+    ]
+    return DataFindings(train.name, rows, train.longest, config.model.max_length, tuple(samples), inputs)
+
+
+def _shown(row: StoredRow) -> Iterator[tuple[str, list[int]]]:
+    """(title, ids) of each sequence that the row is learned from."""
+    if isinstance(row, PreferencePair):
+        yield "chosen of pair", [*row.prompt_tokens, *row.chosen_tokens]
+        yield "rejected of pair", [*row.prompt_tokens, *row.rejected_tokens]
+    elif isinstance(row, Demonstration):
+        yield f"{sum(row.trained)} tokens learned of conversation", [*row.prompt_tokens, *row.token_ids]
+    else:
+        yield f"labelled {row.label:g}, response", [*row.prompt_tokens, *row.responses[0]]
 
 
 def _first_rows(config: Config, count: int) -> list[int]:

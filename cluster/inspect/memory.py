@@ -90,7 +90,8 @@ def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> R
     if known:
         tokens = config.learner.micro_batch_tokens
         parts["activations"] = tokens * _activations_per_token(config, policy, element)
-        parts["logits"] = 2 * tokens * policy.vocabulary * element
+        if config.algorithm.name != "reward_model":  # its head makes one number a row
+            parts["logits"] = 2 * tokens * policy.vocabulary * element
     parts["runtime"] = RUNTIME["learner"]
     return RoleMemory("learner", ranks, parts, known)
 

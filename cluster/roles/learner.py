@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from learners.method import (
     LearnerSettings,
     Method,
     PreferenceSettings,
+    RewardModelSettings,
     StepInputs,
     TokenColumn,
+    Training,
     UpdateResult,
     assemble,
 )
@@ -33,17 +35,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
-    """What one learner group trains: by `method` on its own samples, by `preference` on pairs, with neither on
-    demonstrations. Any of policy and critic may be absent (the other group has it); the reference
-    lives with the policy. device: "cpu" or "cuda"."""
+    """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
+    absent: the other group has it; the reference lives with the policy. temperature: of sampling, which training
+    divides logits by too. device: "cpu" or "cuda"."""
 
-    method: Method | None
-    preference: PreferenceSettings | None
+    trains: Training
     policy: LearnerSettings | None
     critic: LearnerSettings | None
     reference_path: str | None
     device: str
     timeout_s: float
+    temperature: float = 1.0
 
 
 def free_port() -> int:
@@ -86,25 +88,28 @@ class LearnerRole:
         return {"import_s": imported - start, "build_s": time.monotonic() - imported}
 
     def _build_policy(self, device: Any) -> Any:
-        from learners.models import load_policy
+        from learners.models import load_policy, load_reward_model
         from learners.policy import PolicyLearner
         from learners.preference import PreferenceLearner
+        from learners.reward import RewardLearner
         from learners.supervised import SupervisedLearner
 
-        settings = self._spec.policy
+        settings, trains, update = self._spec.policy, self._spec.trains, self._spec.policy.update
+        if isinstance(trains, RewardModelSettings):
+            return RewardLearner(_engine(settings, load_reward_model, device), trains, update)
         engine = _engine(settings, load_policy, device)
-        if self._spec.method is not None:
-            return PolicyLearner(engine, self._spec.method, settings.update)
-        if self._spec.preference is not None:
-            return PreferenceLearner(engine, self._spec.preference, settings.update)
-        return SupervisedLearner(engine, settings.update)
+        if isinstance(trains, Method):
+            return PolicyLearner(engine, trains, update)
+        if isinstance(trains, PreferenceSettings):
+            return PreferenceLearner(engine, trains, update, self._spec.temperature)
+        return SupervisedLearner(engine, update)
 
     def _build_critic(self, device: Any) -> Any:
         from learners.critic import CriticLearner
         from learners.models import load_critic
 
         engine = _engine(self._spec.critic, load_critic, device)
-        return CriticLearner(engine, self._spec.method, self._spec.critic.update)
+        return CriticLearner(engine, self._spec.trains, self._spec.critic.update)
 
     def _build_reference(self) -> Any:
         from actors.reference import ReferenceScorer
@@ -114,7 +119,7 @@ class LearnerRole:
             self._spec.reference_path,
             dtype=settings.model.dtype,
             attention=settings.model.attention,
-            temperature=self._spec.method.temperature if self._spec.method else 1.0,
+            temperature=self._spec.temperature,
             max_tokens=settings.update.micro_batch_tokens,
             device=self._spec.device,
             trust_remote_code=settings.model.trust_remote_code,
@@ -138,11 +143,19 @@ class LearnerRole:
     def update_critic(self, layout: Mapping[str, Any], *columns: Any) -> UpdateResult:
         return self.critic.update(step_inputs(layout, columns))
 
-    def pair_margins(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
-        return self.policy.margins(step_inputs(layout, columns))
+    def row_rewards(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
+        return self.policy.row_rewards(step_inputs(layout, columns))
+
+    def row_scores(self, *chunks: SampleBatch) -> TokenColumn:
+        return self.policy.row_scores(SampleBatch.concat(chunks))
 
     def row_logprobs(self, layout: Mapping[str, Any], *columns: Any) -> np.ndarray:
         return self.policy.row_logprobs(step_inputs(layout, columns))
+
+    def pick(self, rows: Sequence[int], *chunks: SampleBatch) -> SampleBatch:
+        """These rows, two by two as the chosen (sample index 0) and the rejected (1) of a pair."""
+        samples = SampleBatch.concat(chunks).take(rows)
+        return replace(samples, sample_indices=np.arange(len(samples), dtype=np.int32) % 2)
 
     def kto_baseline(self, layout: Mapping[str, Any], *columns: Any) -> float:
         return self.policy.kto_baseline(step_inputs(layout, columns))
@@ -198,7 +211,7 @@ def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEng
 
 def step_inputs(layout: Mapping[str, Any], columns: Sequence[Any]) -> StepInputs:
     """StepInputs from flat arguments: Ray resolves references only at the top level of a call. `layout` holds step,
-    kl_coef, kto_baseline, and how many of `columns` each of COLUMNS takes, in that order."""
+    kl_coef, kto_baseline, row_reference, and how many of `columns` each of COLUMNS takes, in that order."""
     rest = list(columns)
 
     def take(name: str) -> list[Any]:
@@ -226,4 +239,5 @@ def step_inputs(layout: Mapping[str, Any], columns: Sequence[Any]) -> StepInputs
         values=values,
         baseline=np.concatenate(baseline) if baseline else None,
         kto_baseline=layout["kto_baseline"],
+        row_reference=layout["row_reference"],
     )

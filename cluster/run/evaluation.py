@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from cluster.run.metrics import Interval
 
 LEVEL = 0.95
@@ -49,3 +51,15 @@ def _t_interval(values: list[float]) -> Interval:
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * spread
     return Interval(mean, mean - half, mean + half)
+
+
+def calibration_error(probabilities: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error of a judge of pairs (Guo et al. 2017), in [0, 0.5]: probabilities that the better
+    response wins. Pairs are binned by the confidence of their verdict, max(p, 1 - p), and each bin's mean confidence
+    compared with its share of right verdicts."""
+    p = np.asarray(probabilities, np.float64)
+    confidence = np.maximum(p, 1.0 - p)
+    right = np.where(p == 0.5, 0.5, p > 0.5)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[place == b].mean() - right[place == b].mean()) * (place == b).mean() for b in set(place)]
+    return float(math.fsum(gaps))

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from actors.reward_model import RewardModel
 from cluster.config import load_config
 from cluster.driver import run
 from cluster.run.console import Console
@@ -80,6 +82,21 @@ def train(folder: Path, model: Path, **changes: Any) -> list[dict[str, Any]]:
     return rows(folder / "run")
 
 
+def train_offline(folder: Path, model: Path, address: str, **sections: Any) -> list[dict[str, Any]]:
+    """A run on stored rows in this process; its metrics."""
+    path = folder / "recipe.yaml"
+    whole = {
+        "name": "stored",
+        "model": {"path": str(model), "dtype": "float32", "max_length": 256},
+        "learner": {"backend": "torch", "optimizer": {"lr": 1e-3}},
+        "checkpoint": {"every_steps": 100, "export": False},
+        "ray": {"address": address},
+    }
+    path.write_text(json.dumps(whole | sections))
+    run(load_config(path), RunDirectory.create(str(folder / "run")), resume=False, console=Console())
+    return rows(folder / "run")
+
+
 def _marked(name: str, *values: str) -> Any:
     return pytest.param(*values, marks=() if name in ALWAYS else pytest.mark.learn, id="-".join(values))
 
@@ -125,23 +142,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_preference_loss_orders_held_out_pairs(
     name: str, loss: str, pairs: Path, ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        json.dumps(
-            {
-                "name": "pairs",
-                "steps": 12,
-                "algorithm": {"name": name, "preference": {"loss": loss}},
-                "model": {"path": str(tiny_model), "dtype": "float32", "max_length": 256},
-                "data": {"path": str(pairs), "heldout": 24},
-                "learner": {"backend": "torch", "optimizer": {"lr": 1e-3}},
-                "checkpoint": {"every_steps": 100, "export": False},
-                "ray": {"address": ray_address},
-            }
-        )
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        steps=12,
+        algorithm={"name": name, "preference": {"loss": loss}},
+        data={"path": str(pairs), "heldout": 24},
     )
-    run(load_config(path), RunDirectory.create(str(tmp_path / "run")), resume=False, console=Console())
-    found = rows(tmp_path / "run")
     assert found[-1]["eval/accuracy"] >= ACCURACY, [row.get("eval/accuracy") for row in found]
     assert found[-1]["loss"] < found[1]["loss"]
 
@@ -152,23 +160,84 @@ def test_supervised_tuning_raises_the_log_prob_of_held_out_answers(
     """The rule: the answer repeats the number in the question."""
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"say {i}", "completion": f"{i}."}) + "\n" for i in range(100, 220)))
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        json.dumps(
-            {
-                "name": "demonstrations",
-                "steps": 16,
-                "algorithm": "sft",
-                "model": {"path": str(tiny_model), "dtype": "float32", "max_length": 256},
-                "data": {"path": str(data), "heldout": 24},
-                "learner": {"backend": "torch", "optimizer": {"lr": 2e-3}},
-                "checkpoint": {"every_steps": 100},
-                "ray": {"address": ray_address},
-            }
-        )
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        steps=16,
+        algorithm="sft",
+        data={"path": str(data), "heldout": 24},
+        learner={"backend": "torch", "optimizer": {"lr": 2e-3}},
+        checkpoint={"every_steps": 100},
     )
-    run(load_config(path), RunDirectory.create(str(tmp_path / "run")), resume=False, console=Console())
-    found = rows(tmp_path / "run")
     assert found[-1]["eval/logprob"] - found[0]["eval/logprob"] > 1.0, "nats a token; at chance it is -log(100)"
     assert found[-1]["eval/perplexity"] < found[0]["eval/perplexity"] / 2
     assert (tmp_path / "run" / "policy" / "step-16" / "config.json").is_file()
+
+
+def test_kto_learns_from_single_judged_responses(
+    pairs: Path, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The same rule as for pairs, one response a row: digits are desirable, letters are not."""
+    data = tmp_path / "judged.jsonl"
+    made = [json.loads(line) for line in pairs.read_text().splitlines()]
+    sides = [
+        (row["prompt"], row["chosen"], True) if i % 2 else (row["prompt"], row["rejected"], False)
+        for i, row in enumerate(made)
+    ]
+    data.write_text("".join(json.dumps({"prompt": p, "completion": c, "label": y}) + "\n" for p, c, y in sides))
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        steps=12,
+        algorithm={"name": "kto", "preference": {"pairs_per_step": 16}},
+        data={"path": str(data), "heldout": 24, "labels": {"column": "label"}},
+    )
+    assert found[-1]["eval/accuracy"] >= ACCURACY, [row.get("eval/accuracy") for row in found]
+    assert found[-1]["rewards/chosen"] > found[-1]["rewards/rejected"]
+
+
+def test_a_reward_model_learns_from_pairs_and_scores_as_it_learned(
+    pairs: Path, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        steps=16,
+        algorithm={"name": "reward_model", "reward_model": {"rows_per_step": 8}},
+        data={"path": str(pairs), "heldout": 24},
+        checkpoint={"every_steps": 100},
+    )
+    assert found[-1]["eval/accuracy"] >= ACCURACY, [row.get("eval/accuracy") for row in found]
+    assert 0.0 <= found[-1]["eval/calibration_error"] <= 0.5
+    model = RewardModel(tmp_path / "run" / "policy" / "step-16", dtype=torch.float32)
+    rows_ = [json.loads(line) for line in pairs.read_text().splitlines()]
+    scores = [
+        model.score_conversations(
+            [[{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}] for row in rows_]
+        )
+        for side in ("chosen", "rejected")
+    ]
+    assert (scores[0] > scores[1]).mean() >= ACCURACY
+
+
+def test_a_reward_model_learns_ratings(ray_address: str, tiny_model: Path, tmp_path: Path) -> None:
+    """The rule: the rating is the share of digits in the response."""
+    data = tmp_path / "rated.jsonl"
+    made = [
+        {"prompt": f"item {i}", "completion": "7" * (i % 5) + "x" * (4 - i % 5), "label": i % 5 / 4} for i in range(160)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in made))
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        steps=24,
+        algorithm={"name": "reward_model"},
+        data={"path": str(data), "heldout": 24, "labels": {"column": "label", "range": [0, 1]}},
+    )
+    assert found[-1]["eval/rank_correlation"] >= 0.8, found[-1]
+    first, last = (-row["eval/negative_squared_error"] for row in (found[0], found[-1]))
+    assert last < first / 2

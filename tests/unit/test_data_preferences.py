@@ -5,6 +5,7 @@ import json
 import pytest
 
 from actors.data import DataError, PreferenceSettings, PromptSettings, load_preferences, load_prompts
+from actors.data.rows import Origin
 from tests.fixtures.tiny_model import make_tiny_tokenizer
 
 PAIR = {"prompt": "2+3?", "chosen": "5", "rejected": "It is 6."}
@@ -22,7 +23,7 @@ def write_lines(path, rows) -> str:
 
 def load_one(tmp_path, tokenizer, row, **settings):
     path = write_lines(tmp_path / "pairs.jsonl", [row])
-    return load_preferences(PreferenceSettings(path=path, **settings), tokenizer).pairs[0]
+    return load_preferences(PreferenceSettings(Origin(path=path), **settings), tokenizer).rows[0]
 
 
 def test_prompt_is_exactly_the_one_a_rollout_would_get_and_responses_end_with_the_turn(tmp_path, tokenizer):
@@ -75,7 +76,7 @@ def test_all_bad_pairs_are_named_at_once_with_file_and_line(tmp_path, tokenizer)
     ]
     path = write_lines(tmp_path / "pairs.jsonl", [PAIR, *bad])
     with pytest.raises(DataError) as caught:
-        load_preferences(PreferenceSettings(path=path), tokenizer)
+        load_preferences(PreferenceSettings(Origin(path=path)), tokenizer)
     wanted = [
         "chosen and rejected are equal",
         "chosen is empty",
@@ -88,28 +89,28 @@ def test_all_bad_pairs_are_named_at_once_with_file_and_line(tmp_path, tokenizer)
     assert [where for where, _ in caught.value.problems] == [f"{path}:{line}" for line in range(2, 9)]
     for (_, reason), part in zip(caught.value.problems, wanted, strict=True):
         assert part in reason
-    skipped = load_preferences(PreferenceSettings(path=path, skip_invalid=7), tokenizer)
+    skipped = load_preferences(PreferenceSettings(Origin(path=path), skip_invalid=7), tokenizer)
     assert (len(skipped), skipped.read, skipped.skipped) == (1, 8, 7)
 
 
 def test_overlong_pairs_are_refused_dropped_or_lose_the_beginning_of_the_prompt(tmp_path, tokenizer):
     # Plain text: prompt of 4 tokens, chosen 1 + EOS, rejected 8 + EOS: 13 tokens with the longer side.
     path = write_lines(tmp_path / "pairs.jsonl", [PAIR, {**PAIR, "rejected": "6"}])
-    plain = {"path": path, "chat_template": False, "max_tokens": 11}
+    plain = {"origin": Origin(path=path), "chat_template": False, "max_tokens": 11}
     with pytest.raises(DataError, match=r"pairs.jsonl:1: pair of 13 tokens, the window is 11"):
         load_preferences(PreferenceSettings(**plain), tokenizer)
     dropped = load_preferences(PreferenceSettings(**plain, overlong="drop"), tokenizer)
-    assert (len(dropped), dropped.dropped, dropped.pairs[0].id) == (1, 1, 0)
+    assert (len(dropped), dropped.dropped, dropped.rows[0].id) == (1, 1, 0)
     cut = load_preferences(PreferenceSettings(**plain, overlong="truncate_left"), tokenizer)
-    assert tokenizer.decode(cut.pairs[0].prompt_tokens) == "3?" and cut.truncated == 1
+    assert tokenizer.decode(cut.rows[0].prompt_tokens) == "3?" and cut.truncated == 1
 
 
 def test_a_task_makes_pairs_of_a_right_and_a_wrong_answer(tokenizer):
     params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    settings = PreferenceSettings(task="chain_sum", task_params=params, size=20, seed=1)
+    settings = PreferenceSettings(Origin(task="chain_sum", task_params=params, size=20, seed=1))
     source = load_preferences(settings, tokenizer)
     assert len(source) == 20 and source == load_preferences(settings, tokenizer)
-    for pair in source.pairs:
+    for pair in source.rows:
         expression = tokenizer.decode(pair.prompt_tokens).split("problem: ")[1].split(" =")[0]
         left, sign, right = expression.split()
         total = int(left) + (int(right) if sign == "+" else -int(right))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cluster.run.evaluation import difference_interval, mean_interval
+from cluster.run.evaluation import calibration_error, difference_interval, mean_interval
 
 NAN = math.nan
 
@@ -64,3 +64,12 @@ def test_the_same_gain_everywhere_has_an_interval_of_one_point():
     found = difference_interval([1.5, 2.5, 3.5], [1.0, 2.0, 3.0])
     assert (found.mean, found.low, found.high) == (0.5, 0.5, 0.5)
     assert mean_interval([0.7]).low == 0.7
+
+
+def test_calibration_compares_confidence_with_the_share_of_right_verdicts():
+    # two at 0.9 (both right), two at 0.1 (both wrong, as confident): one bin, confidence 0.9, half are right
+    assert calibration_error([0.9, 0.9, 0.1, 0.1]) == pytest.approx(0.4)
+    # bins 0.95 (right) and 0.55 (wrong): half of 0.05 and half of 0.55
+    assert calibration_error([0.95, 0.45]) == pytest.approx(0.5 * 0.05 + 0.5 * 0.55)
+    assert calibration_error([0.5, 0.5]) == 0.0
+    assert calibration_error([1.0, 1.0]) == 0.0

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from actors.data import DataError, PreferencePair, PreferenceSource
+from actors.data import DataError, PreferencePair, StoredRows
 from cluster import inputs
+from cluster.stored_inputs import load_stored_inputs
 from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_tokenizer
 
@@ -91,9 +92,7 @@ def pair(prompt, chosen="a", rejected="b"):
 
 def test_held_out_pairs_take_every_pair_of_their_prompts_out_of_training(tmp_path, tokenizer):
     pairs = [pair("p"), pair("q"), pair("p", "c"), pair("r"), pair("q", "d")]
-    found = inputs.load_preference_inputs(
-        config(DPO, write_rows(tmp_path / "p.jsonl", pairs), "data.heldout=1"), tokenizer
-    )
+    found = load_stored_inputs(config(DPO, write_rows(tmp_path / "p.jsonl", pairs), "data.heldout=1"), tokenizer)
     held = found.heldout[0].prompt_tokens
     same = sum(tokenizer.decode(list(held)).split("\n")[1].startswith(row["prompt"]) for row in pairs)
     assert (len(found.heldout), len(found.train), found.read) == (1, 5 - same, 5)
@@ -104,7 +103,7 @@ def test_the_held_out_pairs_are_drawn_by_the_run_s_seed(tmp_path, tokenizer):
     rows = write_rows(tmp_path / "p.jsonl", [pair(f"question {i}") for i in range(20)])
 
     def held(seed):
-        loaded = inputs.load_preference_inputs(config(DPO, rows, "data.heldout=5", f"seed={seed}"), tokenizer)
+        loaded = load_stored_inputs(config(DPO, rows, "data.heldout=5", f"seed={seed}"), tokenizer)
         return [loaded.heldout[i].prompt_tokens for i in range(5)]
 
     assert held(1) == held(1)
@@ -114,13 +113,13 @@ def test_the_held_out_pairs_are_drawn_by_the_run_s_seed(tmp_path, tokenizer):
 def test_holding_out_every_prompt_is_refused(tmp_path, tokenizer):
     rows = write_rows(tmp_path / "p.jsonl", [pair("p"), pair("q"), pair("q", "c")])
     with pytest.raises(DataError, match=r"data\.heldout 2 leaves nothing to train on: 2 distinct prompts; lower it"):
-        inputs.load_preference_inputs(config(DPO, rows, "data.heldout=2"), tokenizer)
+        load_stored_inputs(config(DPO, rows, "data.heldout=2"), tokenizer)
 
 
 def test_other_pairs_have_another_fingerprint(tmp_path, tokenizer):
     def fingerprint(name, rows):
         given = config(DPO, write_rows(tmp_path / name, rows))
-        return inputs.load_preference_inputs(given, tokenizer).train.fingerprint()
+        return load_stored_inputs(given, tokenizer).train.fingerprint()
 
     first = fingerprint("a.jsonl", [pair("p"), pair("q")])
     assert first == fingerprint("b.jsonl", [pair("p"), pair("q")])
@@ -129,8 +128,7 @@ def test_other_pairs_have_another_fingerprint(tmp_path, tokenizer):
 
 def test_the_same_ids_cut_elsewhere_are_other_pairs():
     def fingerprint(*cut):
-        source = PreferenceSource("x", (PreferencePair(0, *cut),), read=1, skipped=0, truncated=0, dropped=0)
-        return inputs.PairSet(source).fingerprint()
+        return StoredRows("x", (PreferencePair(0, *cut),), read=1).fingerprint()
 
     assert fingerprint((1, 2), (3,), (4,)) != fingerprint((1,), (2, 3), (4,))
 

@@ -64,11 +64,17 @@ def test_a_critic_of_half_the_layers_keeps_the_embedding_and_half_the_trunk():
     assert critic_parameters(config(PPO), SIZED) == 1000
 
 
-def test_a_preference_run_has_a_reference_and_no_engine():
+def test_a_preference_run_has_neither_a_second_model_nor_an_engine():
     given = config(DPO)
     memory = plan_memory(given, NAMED, None, [], plan(given, 2, 0))
     assert [role.role for role in memory.roles] == ["learner"]
-    assert memory.role("learner").parts["reference"] == 2000
+    assert "reference" not in memory.role("learner").parts
+
+
+def test_a_reward_model_makes_no_logits():
+    given = config(DPO, "algorithm={name: reward_model}")
+    memory = plan_memory(given, SIZED, None, [], plan(given, 2, 0))
+    assert "logits" not in memory.role("learner").parts
 
 
 def test_activations_and_logits_grow_with_the_micro_batch():

@@ -130,23 +130,25 @@ def test_a_pair_without_one_of_its_sides_is_refused(path):
     with pytest.raises(ValueError, match="both sides of every pair"):
         learner_of(policy_engine(path)).update(inputs_of(np.zeros(4, np.float32), batch))
     with pytest.raises(ValueError, match="both sides of every pair"):
-        preference._sides(np.array([0, 0, 1]), np.array([0, 1, 0]))
+        preference.sides(np.array([0, 0, 1]), np.array([0, 1, 0]))
 
 
-def test_margins_are_beta_times_the_gap_of_gaps_an_empty_response_counting_zero():
+def test_implicit_rewards_are_beta_times_the_gap_an_empty_response_counting_zero():
     batch = batch_of(sample(4, 1, [5], []), sample(2, 0, [5], [7, 8]), sample(4, 0, [5], [6]), sample(2, 1, [5], [9]))
     old, reference = np.array([-1.0, -1.0, -2.0, -3.0], np.float32), np.array([-2.0, -1.5, -1.0, -3.5], np.float32)
     learner = PreferenceLearner(None, PreferenceSettings(beta=0.5), UpdateSettings())
-    margins = learner.margins(inputs_of(reference, batch, old))
-    # in order of appearance: group 4: 0.5 * (-1 - 0) = -0.5; group 2: 0.5 * (1.5 - 0.5) = 0.5
-    assert margins.tolist() == pytest.approx([-0.5, 0.5])
+    rewards = learner.row_rewards(inputs_of(reference, batch, old))
+    # 0.5 * (lp - ref), in the rows' order: an empty response, (1 + 0.5), (-2 + 1), (-3 + 3.5)
+    assert rewards.tolist() == pytest.approx([0.0, 0.75, -0.5, 0.25])
+    stored = dataclasses.replace(inputs_of(None, batch, old), row_reference=np.array([0.0, -3.5, -1.0, -3.5]))
+    assert learner.row_rewards(stored).tolist() == pytest.approx(rewards.tolist())
 
 
-def test_margins_of_a_length_averaged_loss_need_no_reference():
+def test_rewards_of_a_length_averaged_loss_need_no_reference():
     batch = batch_of(sample(0, 0, [5], [7, 8]), sample(0, 1, [5], [9]))
     learner = PreferenceLearner(None, PreferenceSettings(loss="simpo", beta=2.0), UpdateSettings())
-    margins = learner.margins(inputs_of(None, batch, np.array([-1.0, -2.0, -3.0], np.float32)))
-    assert margins.tolist() == pytest.approx([2.0 * (-1.5 + 3.0)])
+    rewards = learner.row_rewards(inputs_of(None, batch, np.array([-1.0, -2.0, -3.0], np.float32)))
+    assert rewards.tolist() == pytest.approx([2.0 * -1.5, 2.0 * -3.0])
 
 
 def test_kto_compares_with_the_mean_gap_of_mismatched_samples_never_below_zero(path):
@@ -178,3 +180,28 @@ def test_pairs_share_their_prompt_in_the_forward(path):
     assert len(to_tensors(micro, CPU).input_ids[0]) == 4 + 3 + 6 + 2 + TOKENS
     column = learner_of(policy_engine(path)).logprobs(PAIRS)
     assert np.abs(assemble([column], TOKENS) - logprobs_of(path)).max() < 1e-5
+
+
+def test_judged_responses_move_apart_by_their_labels_and_any_cut_is_the_same(path):
+    batch = random_batch(9, [4, 3, 5, 2], [[5], [3], [6], [4]])
+    reference = logprobs_of(path, batch)
+
+    def run(budget, steps=1):
+        engine = policy_engine(path)
+        seen = gradients_of(engine)
+        learner = learner_of(engine, budget, loss="kto", judged=True, undesirable_weight=2.0)
+        inputs = StepInputs(0, batch, scores_of(1.0, 0.0, 1.0, 0.0), reference=reference, kto_baseline=0.1)
+        return [learner.update(inputs).metrics for _ in range(steps)], seen
+
+    (first, *_, last), seen = run(4096, steps=5)
+    # u = 0: 1 - sigmoid(-0.1 * 0.1) for the two desirable, twice 1 - sigmoid(0.01) for the others
+    by_hand = (2 / (1 + math.exp(-0.01)) + 2 * 2 / (1 + math.exp(0.01))) / 4
+    assert first["loss"] == pytest.approx(by_hand, abs=1e-5)
+    assert last["rewards/chosen"] > 0.0 > last["rewards/rejected"]
+    close = 1e-5 * max(1.0, float(seen[0].abs().max()))
+    assert (run(1)[1][0] - seen[0]).abs().max() < close
+
+
+def test_only_kto_learns_from_judged_responses():
+    with pytest.raises(ValueError, match="only kto"):
+        PreferenceSettings(loss="sigmoid", judged=True)

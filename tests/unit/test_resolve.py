@@ -109,7 +109,7 @@ def test_rloo_s_score_holds_the_rewards_kl_under_any_name_and_only_then():
 def test_a_preference_method_s_name_alone_gives_its_settings(name):
     found = config(DPO.replace("{name: dpo, preference: {loss: sigmoid}}", name))
     assert resolve.preference_settings(found) == PREFERENCE_PRESETS[name]
-    assert resolve.needs_reference(found) is (name in ("dpo", "kto"))
+    assert not resolve.needs_reference(found)  # offline its log-probs are stored, no second model is loaded
     assert not found.algorithm.online
 
 

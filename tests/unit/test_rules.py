@@ -97,7 +97,7 @@ def test_rewards(overrides, expected):
         (
             GRPO,
             ["algorithm.preference={beta: 0.2}"],
-            "algorithm.preference: grpo learns from rewards and has no use for it; remove it",
+            "algorithm.preference: is of methods that compare responses, grpo has no use for it; remove it",
         ),
         (
             GRPO,
@@ -236,7 +236,7 @@ def test_sampling_from_a_part_of_the_vocabulary_is_allowed_under_importance_corr
         ),
         (
             ["learner.optimizer.head_lr=1e-3"],
-            "learner.optimizer.head_lr: only a critic has a value head; set critic.optimizer.head_lr",
+            "learner.optimizer.head_lr: a policy has no such head; set critic.optimizer.head_lr",
         ),
         (
             ["steps=3", "learner.epochs=2", "learner.optimizer.freeze_steps=6"],
@@ -365,7 +365,7 @@ def test_dpo_refuses_what_it_would_ignore(overrides, expected):
         (
             DPO,
             ["algorithm={name: sft, preference: {beta: 0.5}}"],
-            "algorithm.preference: sft learns from demonstrations and has no use for it; remove it",
+            "algorithm.preference: is of methods that compare responses, sft has no use for it; remove it",
         ),
         (
             DPO,
@@ -375,12 +375,13 @@ def test_dpo_refuses_what_it_would_ignore(overrides, expected):
         (
             DPO,
             ["algorithm={name: dpo, sft: {rows_per_step: 4}}"],
-            "algorithm.sft: dpo has no use for it; remove it",
+            "algorithm.sft: is of sft, dpo has no use for it; remove it",
         ),
         (
             GRPO,
             ["data.completion_column=answer"],
-            "data.completion_column: is read by sft alone, from rows without messages, got 'answer'; remove it",
+            "data.completion_column: is of sft's rows without messages and of judged responses, got 'answer'; remove "
+            "it",
         ),
         (
             DPO,
@@ -402,3 +403,51 @@ def test_every_rule_s_message_says_what_to_do():
     assert len(found) == 6
     for line in found:
         assert any(word in line for word in ("set ", "needs ", "use ", "remove ", "give ", "must ", "add ")), line
+
+
+LABELLED = "data.labels.column=label"
+KTO = "algorithm={name: kto}"
+REWARD = "algorithm={name: reward_model}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            [LABELLED],
+            "data.labels.column: single judged responses are for kto and reward_model, dpo cannot learn from them",
+        ),
+        (
+            [KTO, LABELLED, "data.labels.range=[0, 1]"],
+            "data.labels.range: bounds ratings: only reward_model with data.labels.column has them",
+        ),
+        (
+            [REWARD, LABELLED, "data.labels.range=[5, 1]"],
+            "data.labels.range: the least rating must be below the greatest, got 5 and 1",
+        ),
+        (
+            [KTO, "data.labels.margin_column=m"],
+            "data.labels.margin_column: margins are for reward_model on pairs; remove it",
+        ),
+        (
+            [REWARD, LABELLED, "algorithm.reward_model.centre_coef=0.5"],
+            "algorithm.reward_model.centre_coef: acts on pairs, ratings fix the centre, got 0.5; remove it",
+        ),
+        (
+            ["algorithm={name: kto, preference: {loss: hinge}}", LABELLED],
+            "algorithm.preference.loss: hinge compares two responses; single judged ones need kto",
+        ),
+        (
+            ["algorithm={name: dpo, reward_model: {rows_per_step: 3}}"],
+            "algorithm.reward_model: is of reward_model, dpo has no use for it; remove it",
+        ),
+    ],
+)
+def test_what_people_said_of_responses(overrides, expected):
+    assert expected in problems(DPO, *overrides)
+
+
+def test_judged_responses_and_ratings_are_accepted_where_they_are_learned_from():
+    assert problems(DPO, KTO, LABELLED) == []
+    assert problems(DPO, REWARD, LABELLED, "data.labels.range=[1, 5]", "learner.optimizer.head_lr=0.1") == []
+    assert problems(DPO, REWARD, "data.labels.margin_column=m") == []

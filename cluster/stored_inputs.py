@@ -1,0 +1,92 @@
+"""From the config to the rows that an offline run learns from: pairs, judged responses, or conversations.
+
+In: a Config and a tokenizer. Out: `StoredInputs`. Held-out rows never share a prompt with training. Left out: prompts
+of runs that make their own samples (inputs.py), the order of rows. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.data import DataError, PreferenceSettings, load_preferences
+from actors.data.chat import Tokenizer
+from actors.data.demonstrations import DemonstrationSettings, load_demonstrations
+from actors.data.judged import JudgedSettings, load_judged
+from actors.data.rows import Origin
+from actors.data.stored import StoredRows, StoredSettings
+from cluster.config.schema import Config
+from cluster.inputs import origin_fields
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInputs:
+    """Rows to train on, and those an evaluation takes (None without data.heldout). read: rows that were read."""
+
+    train: StoredRows
+    heldout: StoredRows | None
+    read: int
+
+
+def stored_settings(config: Config) -> StoredSettings:
+    """What the method reads: PreferenceSettings, JudgedSettings or DemonstrationSettings."""
+    data, kind = config.data, config.row_kind
+    shared: dict[str, Any] = {
+        "origin": Origin(**origin_fields(config)),
+        "system_prompt": data.system_prompt,
+        "max_tokens": config.model.max_length,
+        "overlong": data.overlong,
+        "skip_invalid": data.skip_invalid,
+        "to_template_end": config.algorithm.name == "reward_model",
+    }
+    if kind == "conversations":
+        return DemonstrationSettings(
+            **shared,
+            messages_column=data.messages_column,
+            prompt_column="question" if data.reasoning_gym else data.prompt_column,
+            completion_column="answer" if data.reasoning_gym else data.completion_column,
+        )
+    prompt_column = data.messages_column or data.prompt_column
+    if kind == "pairs":
+        return PreferenceSettings(**shared, prompt_column=prompt_column, margin_column=data.labels.margin_column)
+    return JudgedSettings(
+        **shared,
+        prompt_column=prompt_column,
+        completion_column=data.completion_column,
+        label_column=data.labels.column,
+        binary=config.algorithm.name == "kto",
+        label_range=data.labels.range,
+    )
+
+
+def load_stored_inputs(config: Config, tokenizer: Tokenizer) -> StoredInputs:
+    """All rows, tokenised. DataError names every bad one."""
+    load = {"pairs": load_preferences, "responses": load_judged, "conversations": load_demonstrations}
+    source = load[config.row_kind](stored_settings(config), tokenizer)
+    if config.data.heldout == 0:
+        return StoredInputs(source, None, source.read)
+    train, heldout = split(source, config.data.heldout, config.seed)
+    return StoredInputs(train, replace(heldout, rows=heldout.rows[: config.evaluation.prompts]), source.read)
+
+
+def split(source: StoredRows, heldout: int, seed: int) -> tuple[StoredRows, StoredRows]:
+    """(training, held-out): one row of each of `heldout` prompts, drawn by seed; all rows of those prompts leave the
+    training."""
+    first = {row.prompt_tokens: row for row in reversed(source.rows)}
+    if heldout >= len(first):
+        reason = f"data.heldout {heldout} leaves nothing to train on: {len(first)} distinct prompts; lower it"
+        raise DataError(source.name, [(source.name, reason)])
+    prompts = sorted(first, key=lambda tokens: first[tokens].id)
+    chosen = set(random.Random(seed).sample(prompts, heldout))
+    rest = _renumbered([row for row in source.rows if row.prompt_tokens not in chosen])
+    kept = _renumbered([first[tokens] for tokens in prompts if tokens in chosen])
+    return (
+        replace(source, rows=rest, read=len(rest) + source.skipped + source.dropped),
+        StoredRows(source.name, kept, read=len(kept)),
+    )
+
+
+def _renumbered(rows: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(replace(row, id=i) for i, row in enumerate(rows))

@@ -1,0 +1,99 @@
+"""What every learner has, whatever it learns: weights, state, and (a policy's) log-probs.
+
+In: an engine that holds the model. Out: weight buckets, files, log-probs. Every method is collective: all ranks of the
+group call it with the same arguments. Left out: losses and updates (policy.py, preference.py, supervised.py,
+reward.py), Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.buckets import make_buckets
+from actors.forward import score_tokens
+from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
+from learners.engine import StepResult, TrainEngine
+from learners.method import StepInputs, TokenColumn, UpdateSettings
+
+
+class LearnerBase:
+    """One rank's hold on a model in training."""
+
+    def __init__(self, engine: TrainEngine, update: UpdateSettings) -> None:
+        self._engine = engine
+        self._update = update
+
+    @property
+    def rank(self) -> int:
+        return self._engine.rank
+
+    @property
+    def config_changes(self) -> Mapping[str, Any]:
+        """What an export's config.json says otherwise than the one it started from."""
+        return {}
+
+    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Whole parameters by their Hugging Face names."""
+        return self._engine.full_parameters(max_bytes)
+
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
+        """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering."""
+        named = (item for part in self.full_parameters(max_bytes) for item in part)
+        digests: list[str] = []
+        nbytes = 0
+        for bucket in make_buckets(named, max_bytes):
+            if self._engine.rank == 0:
+                digests.append(bucket.digest())
+                nbytes += bucket.data.nbytes
+                yield bucket
+        if self._engine.rank == 0:
+            yield WeightSummary(digest_buckets(digests), nbytes)
+
+    def save(self, directory: Path) -> None:
+        self._engine.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self._engine.load(directory)
+
+
+class PolicyBase(LearnerBase):
+    """A learner of a language model. Logits are divided by `temperature`, as they were in sampling."""
+
+    def __init__(self, engine: TrainEngine, update: UpdateSettings, temperature: float = 1.0) -> None:
+        super().__init__(engine, update)
+        self._temperature = temperature
+
+    def logprobs(self, batch: SampleBatch, temperature: float | None = None) -> TokenColumn:
+        """This rank's share of the current policy's log-probs; temperature None: the sampling one."""
+        slots, values = score_tokens(
+            self._engine.module,
+            batch,
+            range(len(batch)),
+            max_tokens=self._update.micro_batch_tokens,
+            temperature=self._temperature if temperature is None else temperature,
+            device=self._engine.device,
+            rank=self._engine.rank,
+            ranks=self._engine.world_size,
+        )
+        return TokenColumn(slots, values)
+
+    def row_logprobs(self, inputs: StepInputs) -> np.ndarray:
+        """float64 [B, 2]: each row's summed log-prob (`inputs.old`) over its trained tokens, and how many those are."""
+        return row_sums(inputs.old, inputs.batch)
+
+
+def row_sums(column: np.ndarray, batch: SampleBatch) -> np.ndarray:
+    """float64 [B, 2]: sums of a column [T] over each row's own tokens (not the environment's), and their number."""
+    trained = np.asarray(batch.turns) != ENVIRONMENT_TURN
+    rows = np.repeat(np.arange(len(batch)), batch.lengths)
+    sums = np.bincount(rows, np.where(trained, np.asarray(column, np.float64), 0.0), len(batch))
+    return np.stack([sums, np.bincount(rows, trained, len(batch))], axis=1)
+
+
+def step_metrics(result: StepResult) -> dict[str, float]:
+    return {"policy/grad_norm": result.grad_norm, "policy/lr": result.lr}
