@@ -73,6 +73,18 @@ def flat_groups(values: np.ndarray, samples: Samples) -> set[int]:
     }
 
 
+def best_and_worst(values: np.ndarray, samples: Samples, ties: set[int]) -> list[int]:
+    """Rows two by two: the best and the worst sample of each group that is no tie; the first of equals. values [rows],
+    NaN without a score."""
+    rows = values.reshape(len(samples.groups), samples.samples_per_prompt)
+    return [
+        place * samples.samples_per_prompt + int(at)
+        for place, group in enumerate(samples.groups)
+        if group not in ties
+        for at in (np.nanargmax(rows[place]), np.nanargmin(rows[place]))
+    ]
+
+
 def baselines(samples: Samples, greedy: np.ndarray) -> np.ndarray:
     """[rows] each sample's greedy score; greedy [prompts], in the order of the samples' groups."""
     return np.repeat(np.asarray(greedy, np.float64), samples.samples_per_prompt)

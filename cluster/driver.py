@@ -10,9 +10,10 @@ import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from actors.pretrained import resolve_model
-from cluster import dpo, ppo
+from cluster import dpo, online_dpo, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
@@ -20,7 +21,9 @@ from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
+from cluster.online_pairs import OnlinePairsJob
 from cluster.placement import Placement, plan, shortage
+from cluster.policy_gradient import PolicyGradientJob
 from cluster.preferences import PreferenceJob
 from cluster.reward_modelling import RewardModelJob
 from cluster.run import checkpoint
@@ -69,7 +72,7 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
                 job = _kind(config)(config, directory, metrics, events, console, model_path)
                 _start(job, placement, commit)
                 events.write("start", f"running from step {job.state.step}", job.state.step)
-                (dpo if isinstance(job, OfflineJob) else ppo).train(job)
+                _loop(job).train(job)
                 outcome = _finish(job, directory, console)
                 job.close()
                 return outcome
@@ -91,8 +94,15 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
 
 def _kind(config: Config) -> type[Job]:
     if config.algorithm.online:
-        return OnlineJob
+        return OnlinePairsJob if config.algorithm.name == "online_dpo" else PolicyGradientJob
     return {"sft": SupervisedJob, "reward_model": RewardModelJob}.get(config.algorithm.name, PreferenceJob)
+
+
+def _loop(job: Job) -> ModuleType:
+    """The page that the job's steps are read on."""
+    if isinstance(job, OfflineJob):
+        return dpo
+    return online_dpo if isinstance(job, OnlinePairsJob) else ppo
 
 
 def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:

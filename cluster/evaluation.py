@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from actors.pretrained import resolve_model
+from actors.rewards import RewardSpec
 from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
+from cluster.config.reward import Judge
 from cluster.inputs import OnlineInputs
-from cluster.roles.scorer import RewardModelSpec, ScorerSpec
+from cluster.roles.scorer import JudgeSpec, RewardModelSpec, ScorerSpec
 from cluster.workers import RolloutPool, ScorerPool
 
 HELDOUT_GROUP = 1 << 40
@@ -42,17 +44,33 @@ def heldout_scores(
 
 
 def scorer_spec(config: Config, tokenizer_path: Path, functions: Sequence[Any], base: Path) -> ScorerSpec:
-    """What each scorer is told; `base` is the folder that reward files are named from."""
-    reward = config.reward
+    """What each scorer is told; `base` is the folder that reward files are named from. Costs are parts of weight 0:
+    the driver makes their sum."""
+    reward, safety = config.reward, config.reward.safety
     limit = None if reward.memory_limit_gb is None else int(reward.memory_limit_gb * (1 << 30))
+    models = [(name, model, model.weight) for name, model in reward.models.items()]
+    models += [(name, model, 0.0) for name, model in (safety.models if safety else {}).items()]
     return ScorerSpec(
         functions=tuple(functions),
-        models=tuple(
-            RewardModelSpec(n, str(resolve_model(m.path)), m.weight, m.max_length) for n, m in reward.models.items()
-        ),
+        models=tuple(RewardModelSpec(n, str(resolve_model(m.path)), weight, m.max_length) for n, m, weight in models),
+        judges=tuple(judge_spec(name, judge) for name, judge in reward.judges.items()),
         tokenizer_path=str(tokenizer_path),
         missing_eos_penalty=reward.missing_eos_penalty,
         memory_limit_bytes=limit,
         base=str(base),
         device="cpu",
+    )
+
+
+def judge_spec(name: str, judge: Judge) -> JudgeSpec:
+    function = None
+    if judge.function is not None:
+        function = RewardSpec(name=name, function=judge.function, timeout_s=judge.timeout_s, args=judge.args)
+    return JudgeSpec(
+        name=name,
+        path=None if judge.path is None else str(resolve_model(judge.path)),
+        function=function,
+        weight=judge.weight,
+        template=judge.template,
+        max_length=judge.max_length,
     )

@@ -66,17 +66,21 @@ def load_inputs(config: Config, tokenizer: Tokenizer) -> OnlineInputs:
 
 
 def reward_specs(config: Config) -> list[RewardSpec]:
-    """The reward functions as the runner takes them. `batched: false` leaves it to the function's own mark."""
+    """The reward and cost functions as the runner takes them; a cost has weight 0 there. `batched: false` leaves it to
+    the function's own mark."""
+    functions = [(name, function, function.weight) for name, function in config.reward.functions.items()]
+    if config.reward.safety is not None:
+        functions += [(name, function, 0.0) for name, function in config.reward.safety.functions.items()]
     return [
         RewardSpec(
             name=name,
             function=function.function,
-            weight=function.weight,
+            weight=weight,
             timeout_s=function.timeout_s,
             batched=True if function.batched else None,
             args=function.args,
         )
-        for name, function in config.reward.functions.items()
+        for name, function, weight in functions
     ]
 
 

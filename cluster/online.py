@@ -1,12 +1,11 @@
-"""A run that makes its own data: rollout pool, scorers, learner group, and what a step does between them.
+"""A run that makes its own data: rollout pool, scorers, learner group, and what every such step does with them.
 
-In: a checked config and its inputs. Out: the verbs that `ppo.py` reads as one page. Left out: the order of a step
-(ppo.py), records and commits (job.py).
+In: a checked config and its inputs. Out: the verbs that the loops (ppo.py, online_dpo.py) share. Left out: what is
+learned from samples (policy_gradient.py, online_pairs.py), records and commits (job.py).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,8 +18,8 @@ from actors.data.order import PromptOrder
 from actors.pretrained import resolve_model
 from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
-from cluster.batch import ScoreRefs, StepBatch, Wave
-from cluster.columns import Samples, StepColumns
+from cluster.batch import ScoreRefs, Wave
+from cluster.columns import Samples
 from cluster.config import resolve
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
@@ -32,16 +31,17 @@ from cluster.roles.learner import LearnerSpec
 from cluster.run.samples import write_samples
 from cluster.scoring import Scoring
 from cluster.workers import LearnerGroup, RolloutPool, ScorerPool, get, put
-from learners.method import UpdateResult, needs_old
+from learners.method import TokenDetails
 
 
 class OnlineJob(Job):
-    """Workers and verbs of one online run."""
+    """Workers and verbs of one online run. `details`: the samples of the last update that are kept for people."""
+
+    details: tuple[TokenDetails, ...] = ()
 
     def start_workers(self, placement: Placement, reward_specs: Sequence[Any], base: Path) -> None:
         """Ask Ray for every worker at once; they import and load while the driver reads the data."""
         config = self.config
-        self.method = resolve.resolve_method(config)
         self.sampling = resolve.sampling_settings(config)
         total = resolve.optimizer_steps(config, config.steps)
         own_critic = config.critic is not None and config.critic.path is not None
@@ -49,13 +49,13 @@ class OnlineJob(Job):
         self.learner = LearnerGroup(
             placement.role("learner"),
             LearnerSpec(
-                trains=self.method,
+                trains=resolve.training(config),
                 policy=resolve.policy_settings(config, str(self.model_path), total),
                 critic=resolve.critic_settings(config, critic_path, total) if config.critic else None,
-                reference_path=str(self.model_path) if self.method.needs_reference else None,
+                reference_path=str(self.model_path) if resolve.needs_reference(config) else None,
                 device=placement.device,
                 timeout_s=config.learner.update_timeout_s,
-                temperature=self.method.temperature,
+                temperature=self.sampling.temperature,
             ),
             config.learner.update_timeout_s,
         )
@@ -90,8 +90,9 @@ class OnlineJob(Job):
         self.train = inputs.train
         self.heldout = heldout_prompts(inputs)
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
-        self.state.kl_coef = self.method.preset.kl_coef
         self.state.source = self.train.fingerprint()
+        if config.reward.safety is not None:
+            self.state.multiplier = config.reward.safety.multiplier
         self.console.phase("loading models and engines")
         self._building.result()
         self._starter.shutdown()
@@ -109,7 +110,7 @@ class OnlineJob(Job):
         n = self.config.weights.probe_samples
         prompts = self.train.prompts(self.order.take(0, min(n, len(self.train))))
         one = resolve.sampling_settings(self.config)
-        samples = self.rollouts.generate(prompts, _once(one), self.publisher.version.number, n)
+        samples = self.rollouts.generate(prompts, once(one), self.publisher.version.number, n)
         return samples.recorded
 
     def _resume(self, commit: Path) -> None:
@@ -120,10 +121,12 @@ class OnlineJob(Job):
 
     # --- one step's verbs ---
 
-    def batch(self) -> StepBatch:
-        """An empty batch, which says how many prompts it lacks."""
-        rounds = self.config.algorithm.resample.rounds if self.method.preset.resample_flat_groups else 1
-        return StepBatch(self.config.rollout.prompts_per_step, rounds, self.scoring.fetch)
+    def generate(self, prompts: Sequence[Prompt]) -> Wave:
+        """Samples of the prompts under the present version; a few of them are recorded for the next probe."""
+        version = self.publisher.version.number
+        samples = self.rollouts.generate(prompts, self.sampling, version, self.config.weights.probe_samples)
+        self.recorded = samples.recorded
+        return Wave(samples, None, max(s.seconds for s in samples.stats))
 
     def admit(self, step: int, count: int) -> list[Prompt]:
         """The next prompts of the order, admitted in the ledger."""
@@ -133,65 +136,13 @@ class OnlineJob(Job):
         self.state.position += count
         return self.train.prompts(taken)
 
-    def generate(self, prompts: Sequence[Prompt]) -> Wave:
-        version = self.publisher.version.number
-        samples = self.rollouts.generate(prompts, self.sampling, version, self.config.weights.probe_samples)
-        self.recorded = samples.recorded
-        seconds = max(s.seconds for s in samples.stats)
-        greedy = None
-        if self.method.preset.advantage == "remax":
-            greedy = self.rollouts.generate(prompts, replace(_once(self.sampling), temperature=0.0), version)
-            seconds += max(s.seconds for s in greedy.stats)
-        return Wave(samples, greedy, seconds)
-
     def send_to_scorers(self, samples: Samples) -> ScoreRefs:
         return self.scorers.score(samples)
 
-    def score(self, step: int, batch: StepBatch) -> StepColumns:
-        """Scores, and the log-probs and values that the method needs, in parallel."""
-        samples = batch.samples
-        columns: dict[str, tuple[Any, ...]] = {}
-        if self.method.needs_reference:
-            columns["reference"] = self.learner.reference_logprobs(samples.chunks)
-        if needs_old(self.method, resolve.policy_settings(self.config, "", 1).update):
-            columns["old"] = self.learner.policy_logprobs(samples.chunks)
-        if self.config.critic is not None:
-            columns["values"] = self.learner.values(samples.chunks)
-        for name, refs in columns.items():  # the learner takes them in this order: the waits between are its seconds
-            began = time.monotonic()
-            self.learner.wait(refs, f"computing {name}")
-            self.role("learner", name, time.monotonic() - began)
-        if self.method.preset.advantage == "remax":
-            columns["baseline"] = tuple(self.scoring.baseline(wave) for wave in batch.waves)
-        self._note_rollout(*batch.rollout_stats)
-        self.scoring.settle(step, batch)
-        return StepColumns(
-            step=step,
-            kl_coef=self.state.kl_coef,
-            batch=samples.chunks,
-            scores=tuple(scores for scores, _ in batch.scores),
-            **columns,
-        )
-
-    def update_critic(self, columns: StepColumns) -> None:
-        if self.config.critic is None:
-            return
-        result = self.learner.update_critic(columns)
-        self.role("learner", "update_critic", result.seconds)
-        self.note(result.metrics)
-
-    def update_policy(self, columns: StepColumns, batch: StepBatch) -> None:
-        samples = batch.samples
-        rows = len(samples.groups) * samples.samples_per_prompt
+    def rows_to_show(self, rows: int) -> tuple[int, ...]:
+        """Some of so many rows, evenly apart: those whose samples are kept for people to look at."""
         wanted = self.config.tracking.samples_per_step
-        show = tuple(range(0, rows, max(1, rows // wanted)))[:wanted] if wanted else ()
-        result = self.learner.update_policy(columns, show)
-        self.role("learner", "update_policy", result.seconds)
-        self.note(result.metrics)
-        self.check_update(columns.step, result, columns)
-        self._next_kl(result, rows)
-        self.ledger.trained(self.scoring.kept)
-        self._details = result
+        return tuple(range(0, rows, max(1, rows // wanted)))[:wanted] if wanted else ()
 
     def publish(self) -> None:
         published = self.publisher.publish(self.recorded)
@@ -201,7 +152,7 @@ class OnlineJob(Job):
 
     def record(self, step: int) -> None:
         """Write the samples picked for showing."""
-        records = sample_records(step, self._details.details, self.scoring.scores, self.train, self.tokenizer)
+        records = sample_records(step, self.details, self.scoring.scores, self.train, self.tokenizer)
         if records:
             write_samples(self.directory.samples_file(step), records)
 
@@ -248,7 +199,7 @@ class OnlineJob(Job):
         with np.load(checkpoint / "recorded.npz", allow_pickle=False) as arrays:
             self.recorded = put(SampleBatch(**{name: arrays[name] for name in SampleBatch.__slots__}))
 
-    def _note_rollout(self, stats: RolloutStats, seconds: float) -> None:
+    def note_rollout(self, stats: RolloutStats, seconds: float) -> None:
         self.role("rollout", "generate", seconds)
         self.note(
             {
@@ -260,18 +211,6 @@ class OnlineJob(Job):
             }
         )
 
-    def _next_kl(self, result: UpdateResult, samples: int) -> None:
-        self.note({"kl/coef": self.state.kl_coef})
-        kl = self.config.algorithm.kl
-        if kl.target is not None and "kl/ref_sequence" in result.metrics:
-            from learners.kl import AdaptiveKL
 
-            controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
-            self.state.kl_coef = controller.update(result.metrics["kl/ref_sequence"], samples).coef
-        bound = self.config.evaluation.kl_bound
-        if bound is not None and result.metrics.get("kl/ref", 0.0) > bound:
-            self.stop_reason = f"kl/ref {result.metrics['kl/ref']:.3f} exceeds evaluation.kl_bound {bound:g}"
-
-
-def _once(sampling: SamplingSettings) -> SamplingSettings:
+def once(sampling: SamplingSettings) -> SamplingSettings:
     return replace(sampling, samples_per_prompt=1)

@@ -1,17 +1,18 @@
 """The synchronous on-policy loop: PPO with a critic, GRPO and its kin without. What a method is, config chose: the
 pure functions in learners/ differ, this page does not.
 
-In: an OnlineJob whose workers run. Out: a run directory whose last commit is the last step. A step generates with
-version N, learns from it, and publishes N+1 before the next begins, so no sample is ever stale. Left out: schedules
-that overlap generation and learning (their own files), everything behind the verbs (online.py).
+In: a PolicyGradientJob whose workers run. Out: a run directory whose last commit is the last step. A step generates
+with version N, learns from it, and publishes N+1 before the next begins, so no sample is ever stale. Left out:
+schedules that overlap generation and learning (their own files), everything behind the verbs (policy_gradient.py,
+online.py).
 """
 
 from __future__ import annotations
 
-from cluster.online import OnlineJob
+from cluster.policy_gradient import PolicyGradientJob
 
 
-def train(job: OnlineJob) -> None:
+def train(job: PolicyGradientJob) -> None:
     """Run the steps that are left."""
     if job.state.step == 0:
         job.evaluate(0)

@@ -15,40 +15,76 @@ from cluster.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.workers import ScorerPool, put
+from learners.constraint import Multiplier, constrained_scores
 
 if TYPE_CHECKING:
     from cluster.job import Job
 
 
 class Scoring:
-    """`scores` and `kept` are of the step that was settled last: every sample's scores, the groups that are trained."""
+    """`scores` and `kept` are of the step that was settled last: every sample's scores as they came, the groups that
+    are trained."""
 
     def __init__(self, job: Job, scorers: ScorerPool) -> None:
         self._job = job
         self._scorers = scorers
+        self._safety = job.config.reward.safety
         self.scores: ScoreBatch = ScoreBatch(np.zeros(0), {})
         self.kept: list[int] = []
 
     def fetch(self, refs: ScoreRefs) -> ScoreBatch:
-        return ScoreBatch.concat(self._scorers.wait([scores for scores, _ in refs]))
+        """Scores as the policy is trained on them: under a safety constraint the rewards less their costs."""
+        return self._trained(self._raw(refs))
 
     def baseline(self, wave: Wave) -> Ref:
         """The greedy responses' scores, one for each sample of the wave."""
         return put(baselines(wave.samples, self.fetch(self._scorers.score(wave.greedy)).values))
 
-    def settle(self, step: int, batch: StepBatch) -> None:
-        """Wait for the step's scores; note them, drop the groups without any, count failures."""
+    def settle(self, step: int, batch: StepBatch) -> list[Ref]:
+        """Wait for the step's scores; note them, drop the groups without any, count failures. The references that the
+        learner takes."""
         samples = batch.samples
-        self.scores = self.fetch(batch.scores)
+        self.scores = self._raw(batch.scores)
+        trained = self._trained(self.scores)
         reports = self._scorers.wait([report for _, report in batch.scores])
         self._job.role("scorer", "score", max(report.seconds for report in reports))
         self._note(batch)
-        unscored = dropped_groups(self.scores.values, samples)
+        unscored = dropped_groups(trained.values, samples)
         self._job.ledger.dropped(sorted(unscored), "no score")
         self._job.ledger.dropped(sorted(batch.flat - unscored), "no spread")
         self.kept = [group for group in samples.groups if group not in unscored | batch.flat]
         self._job.ledger.scored(self.kept)
-        self._count_failures(step)
+        self._count_failures(step, trained)
+        if self._safety is None:
+            return [scores for scores, _ in batch.scores]
+        self._move_multiplier()
+        return [put(trained)]
+
+    def costs(self, scores: ScoreBatch) -> np.ndarray:
+        """float64 [B]: the weighted sum of the costs, NaN where one of them has no value."""
+        parts = {**self._safety.functions, **self._safety.models}
+        return sum(part.weight * scores.parts[name] for name, part in parts.items())
+
+    def _raw(self, refs: ScoreRefs) -> ScoreBatch:
+        return ScoreBatch.concat(self._scorers.wait([scores for scores, _ in refs]))
+
+    def _trained(self, scores: ScoreBatch) -> ScoreBatch:
+        if self._safety is None:
+            return scores
+        costs = self.costs(scores)
+        failed = {row: "a cost has no value" for row in np.flatnonzero(np.isnan(costs)).tolist()}
+        values = constrained_scores(scores.values, costs, self._job.state.multiplier)
+        return ScoreBatch(values, scores.parts, failed | dict(scores.errors))
+
+    def _move_multiplier(self) -> None:
+        """After the batch: its mean cost decides the next one's multiplier. Without any cost it stays."""
+        costs, state, safety = self.costs(self.scores), self._job.state, self._safety
+        note = {"safety/multiplier": state.multiplier, "safety/bound": safety.bound}
+        if np.isfinite(costs).any():
+            note["safety/cost"] = float(np.nanmean(costs))
+            multiplier = Multiplier(state.multiplier, safety.bound, safety.lr, safety.max_multiplier)
+            state.multiplier = multiplier.update(note["safety/cost"]).value
+        self._job.note(note)
 
     def _note(self, batch: StepBatch) -> None:
         known = self.scores.values[np.isfinite(self.scores.values)]
@@ -62,11 +98,11 @@ class Scoring:
             note |= {"groups/flat": float(len(batch.flat)), "groups/waves": float(len(batch.waves))}
         self._job.note(note)
 
-    def _count_failures(self, step: int) -> None:
-        failed = int((~np.isfinite(self.scores.values)).sum())
+    def _count_failures(self, step: int, trained: ScoreBatch) -> None:
+        failed = int((~np.isfinite(trained.values)).sum())
         if not failed:
             return
-        reason = next(iter(self.scores.errors.values()), "no reason given")
+        reason = next(iter(trained.errors.values()), "no reason given")
         job = self._job
         job.events.write("reward", f"{failed} samples have no score; the first: {reason}", step)
         job.state.failures += failed

@@ -19,7 +19,7 @@ from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums, step_metrics
 from learners.engine import TrainEngine
 from learners.experience import packed_index, pad
-from learners.method import PreferenceSettings, StepInputs, UpdateResult, UpdateSettings
+from learners.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
 from learners.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
 from learners.stepping import optimise
 
@@ -45,6 +45,7 @@ class PreferenceLearner(PolicyBase):
             applied=result.applied,
             skipped=int(not result.applied),
             seconds=time.monotonic() - start,
+            details=tuple(_details(inputs, row) for row in show_rows),
         )
 
     def _row_sums(self, packed: PackedTensors, micro: MicroBatch) -> torch.Tensor:
@@ -101,6 +102,13 @@ class PreferenceLearner(PolicyBase):
         """KTO's reference point, from samples that stand after another prompt than their own."""
         lp_R = torch.from_numpy(row_sums(inputs.old, inputs.batch)[:, 0])
         return float(kto_baseline(lp_R, torch.from_numpy(reference_sums(inputs))))
+
+
+def _details(inputs: StepInputs, row: int) -> TokenDetails:
+    """A sample as the engine made it. Its pair's loss pulls its tokens up (1) or down (-1): there are no advantages."""
+    sample = inputs.batch.sample(row)
+    side = np.full(len(sample.token_ids), 1.0 if sample.sample_index == 0 else -1.0, np.float32)
+    return TokenDetails(row, sample, sample.logprobs, None, side, None)
 
 
 def reference_sums(inputs: StepInputs) -> np.ndarray | None:

@@ -238,6 +238,7 @@ PRESETS: dict[str, Preset] = {
 
 PREFERENCE_PRESETS: dict[str, PreferenceSettings] = {
     "dpo": PreferenceSettings(),  # Rafailov et al. 2023; its relatives by `loss`
+    "online_dpo": PreferenceSettings(),  # Guo et al. 2024 (OAIF)
     "kto": PreferenceSettings(loss="kto"),  # Ethayarajh et al. 2024
     "orpo": PreferenceSettings(loss="orpo"),  # Hong et al. 2024
     "simpo": PreferenceSettings(loss="simpo", beta=2.0, simpo_gamma=1.0),  # Meng et al. 2024, gamma / beta = 0.5

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.judge import Judge, win_shares
 from actors.rewards.runner import RewardRunner
 from actors.types import FinishReason, Prompt, SampleBatch, ScoreBatch
 
@@ -54,6 +55,15 @@ class ScoreStats:
     errors: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class WeightedJudge:
+    """A judge as one part of the sum: a sample's part is its share of wins within its group."""
+
+    name: str
+    judge: Judge
+    weight: float = 1.0
+
+
 class Scorer:
     """One per scorer worker. Owns the runner: `close` ends its process."""
 
@@ -63,6 +73,7 @@ class Scorer:
         runner: RewardRunner,
         *,
         models: Sequence[WeightedModel] = (),
+        judges: Sequence[WeightedJudge] = (),
         missing_eos_penalty: float = 0.0,
     ) -> None:
         if missing_eos_penalty < 0:
@@ -70,6 +81,7 @@ class Scorer:
         self._tokenizer = tokenizer
         self._runner = runner
         self._models = tuple(models)
+        self._judges = tuple(judges)
         self._missing_eos_penalty = missing_eos_penalty
 
     def score(self, batch: SampleBatch, prompts: Mapping[int, Prompt]) -> tuple[ScoreBatch, ScoreStats]:
@@ -85,11 +97,15 @@ class Scorer:
         scored = self._runner.score(texts, responses, data)
         values, parts = scored.values.copy(), dict(scored.parts)
         errors = dict(scored.errors)
-        for part in self._models:
-            chats = [_conversation(t, r, d) for t, r, d in zip(texts, responses, data, strict=True)]
-            column = np.asarray(part.model.score_conversations(chats), np.float64)
+        groups = batch.groups[batch.group_rows]
+        for kind, part in (*(("reward model", m) for m in self._models), *(("judge", j) for j in self._judges)):
+            if kind == "judge":
+                column = win_shares(part.judge, groups, texts, responses, data)
+            else:
+                chats = [_conversation(t, r, d) for t, r, d in zip(texts, responses, data, strict=True)]
+                column = np.asarray(part.model.score_conversations(chats), np.float64)
             for row in np.flatnonzero(~np.isfinite(column)):
-                reason = f"reward model {part.name!r}, sample {row}: returned {column[row]}"
+                reason = f"{kind} {part.name!r}, sample {row}: returned {column[row]}"
                 errors[int(row)] = "; ".join(filter(None, (errors.get(int(row)), reason)))
             parts[part.name] = np.where(np.isfinite(column), column, np.nan)
             values += part.weight * parts[part.name]
@@ -107,6 +123,8 @@ class Scorer:
 
     def close(self) -> None:
         self._runner.close()
+        for part in self._judges:
+            part.judge.close()
 
 
 def score_stats(scores: ScoreBatch) -> ScoreStats:

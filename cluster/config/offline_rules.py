@@ -1,7 +1,7 @@
-"""Rules of the methods that learn from stored rows: what their config has no use for, and what their loss needs.
+"""Rules of the methods that learn from stored rows, and from pairs of their own samples.
 
-In: a Config of such a method. Out: Problems. Left out: rules of the online methods and of sections that every method
-has (rules.py).
+In: a Config of such a method. Out: Problems: what it has no use for, and what its loss needs. Left out: rules of the
+policy-gradient methods and of sections that every method has (rules.py).
 """
 
 from __future__ import annotations
@@ -53,6 +53,27 @@ def offline_problems(config: Config) -> Iterator[Problem]:
         yield Problem(
             "data.overlong", "a conversation cut at its beginning is another one: use refuse or drop, got truncate_left"
         )
+
+
+def online_pair_problems(config: Config) -> Iterator[Problem]:
+    """Online DPO: pairs are made of a prompt's own samples, one optimiser step a batch."""
+    name, samples = config.algorithm.name, config.rollout.sampling.samples_per_prompt
+    if config.critic is not None:
+        yield Problem("critic", f"{name} compares samples and has no use for a critic; remove the section")
+    if samples < 2:
+        yield Problem(
+            "rollout.sampling.samples_per_prompt",
+            f"the best of a prompt's samples is set against the worst: give at least 2, got {samples}",
+        )
+    for key in ("epochs", "minibatches"):
+        if getattr(config.learner, key) != _default(Learner, key):
+            yield Problem(
+                f"learner.{key}",
+                f"{name} takes one optimiser step a batch, got {getattr(config.learner, key)}; remove it",
+            )
+    if preference_settings(config).loss == "kto":
+        yield Problem("algorithm.preference.loss", "kto needs other prompts' responses; choose a loss on pairs")
+    yield from _loss_problems(config)
 
 
 def _label_problems(config: Config) -> Iterator[Problem]:

@@ -10,14 +10,11 @@ from collections.abc import Iterator
 
 from cluster.config.algorithm import Resample
 from cluster.config.method_rules import method_problems
-from cluster.config.offline_rules import offline_problems
+from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
 from cluster.config.resolve import optimizer_steps, resolve_preset
+from cluster.config.reward_rules import reward_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
-
-RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
-"""Names that metrics and evaluations use themselves."""
-
 
 TOKEN_ADVANTAGES = ("gae", "reinforce_pp")
 """Made of rewards per token, which may hold the token KL and may be discounted."""
@@ -25,8 +22,11 @@ GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
 
 
 def cross_section_problems(config: Config) -> list[Problem]:
-    online = (_reward, _advantage, _loss, _kl, _correction, _sampling, _rollout, _minibatches)
-    own = online if config.algorithm.online else (offline_problems,)
+    policy_gradient = (_advantage, _loss, _kl, _correction)
+    kind = (online_pair_problems,) if config.algorithm.name == "online_dpo" else policy_gradient
+    own = (
+        (reward_problems, *kind, _sampling, _rollout, _minibatches) if config.algorithm.online else (offline_problems,)
+    )
     rules = (method_problems, _model, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
@@ -54,24 +54,6 @@ def _data(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"data.{key}", f"reasoning_gym tasks are generated and have none, got {getattr(data, key)!r}; remove it"
             )
-
-
-def _reward(config: Config) -> Iterator[Problem]:
-    reward, name = config.reward, config.algorithm.name
-    if not reward.functions and not reward.models:
-        yield Problem("reward", f"{name} needs a reward: add reward.functions or reward.models")
-        return
-    for kind in ("functions", "models"):
-        for part in getattr(reward, kind):
-            path = f"reward.{kind}.{part}"
-            if part in RESERVED_REWARD_NAMES:
-                yield Problem(path, f"the name stands for a metric of its own ({', '.join(RESERVED_REWARD_NAMES)} do)")
-            if "/" in part:
-                yield Problem(path, "a reward's name is part of a metric's name and has no slash; rename it")
-    for part in sorted(reward.functions.keys() & reward.models.keys()):
-        yield Problem(f"reward.models.{part}", "a reward function has this name too; rename one")
-    if all(part.weight == 0 for part in (*reward.functions.values(), *reward.models.values())):
-        yield Problem("reward", "every weight is 0, so all samples score the same; give one a weight")
 
 
 def _advantage(config: Config) -> Iterator[Problem]:
@@ -210,8 +192,7 @@ def _learner(config: Config) -> Iterator[Problem]:
         yield from _zero(path, zero)
     if learner.optimizer.head_lr is not None and config.algorithm.name != "reward_model":
         yield Problem("learner.optimizer.head_lr", "a policy has no such head; set critic.optimizer.head_lr")
-    # Methods on stored pairs take one optimiser step a training step.
-    steps = optimizer_steps(config, config.steps) if config.algorithm.online else config.steps
+    steps = optimizer_steps(config, config.steps)
     yield from _schedule("learner.optimizer", learner.optimizer, steps)
     if critic is not None:
         yield from _schedule("critic.optimizer", critic.optimizer, steps)
@@ -252,6 +233,7 @@ def _evaluation(config: Config) -> Iterator[Problem]:
     if not config.algorithm.online:
         return
     known = {"reward", *config.reward.functions, *config.reward.models}
+    known |= {*config.reward.safety.functions, *config.reward.safety.models} if config.reward.safety else set()
     if e.metric not in known:
         yield Problem("evaluation.metric", f"must be one of {', '.join(sorted(known))}, got {e.metric!r}")
     if e.max_tokens is not None and e.max_tokens >= config.model.max_length:
@@ -259,7 +241,7 @@ def _evaluation(config: Config) -> Iterator[Problem]:
             "evaluation.max_tokens",
             f"leaves no room for a prompt in model.max_length ({config.model.max_length}), got {e.max_tokens}",
         )
-    if e.kl_bound is not None and resolve_preset(config).kl_place == "none":
+    if e.kl_bound is not None and (config.algorithm.name == "online_dpo" or resolve_preset(config).kl_place == "none"):
         yield Problem(
             "evaluation.kl_bound",
             f"there is no reference to measure kl/ref against, got {e.kl_bound:g}; set algorithm.kl.place or remove it",

@@ -1,8 +1,8 @@
 """The config schema: data only.
 
 In: nothing. Out: pydantic models; a section is a class of at most a dozen keys, its docstrings are the reference.
-Unknown keys are errors, nothing is coerced silently. The method has a file of its own (algorithm.py). What needs two
-sections at once is in `rules.py`; reading YAML, overrides and error text in `load.py`.
+Unknown keys are errors, nothing is coerced silently. The method and the rewards have files of their own (algorithm.py,
+reward.py). What needs two sections at once is in `rules.py`; reading YAML, overrides and error text in `load.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from cluster.config.algorithm import Algorithm
+from cluster.config.reward import Reward
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
 
 
@@ -70,39 +71,6 @@ class Data(Section):
     skip_invalid: int = Field(default=0, ge=0)
     """Invalid rows tolerated (skipped and counted); 0 is strict."""
     overlong: Literal["refuse", "truncate_left", "drop"] = "refuse"
-
-
-class RewardFunction(Section):
-    """One reward: a built-in's name, `module:function`, or `file.py:function`."""
-
-    function: str
-    weight: float = 1.0
-    args: dict[str, Any] = {}
-    batched: bool = False
-    timeout_s: Seconds = 10.0
-
-
-class RewardModel(Section):
-    """A sequence-classification reward model."""
-
-    path: str
-    weight: float = 1.0
-    batch_size: Count = 16
-    max_length: Count = 2048
-
-
-class Reward(Section):
-    """What is rewarded: a weighted sum, each part logged under `reward/<name>`."""
-
-    functions: dict[str, RewardFunction] = {}
-    models: dict[str, RewardModel] = {}
-    missing_eos_penalty: NonNegative = 0.0
-    """Subtracted from truncated samples only."""
-    max_failures: int = Field(default=100, ge=0)
-    """Samples without a score that the run tolerates in all."""
-    memory_limit_gb: Positive | None = None
-    """Address-space limit of a reward process."""
-    processes: Count = 1
 
 
 class Sampling(Section):

@@ -9,10 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.rewards.spec import RewardSpec
 from actors.types import Prompt, SampleBatch, ScoreBatch
+
+if TYPE_CHECKING:
+    from actors.judge import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,24 @@ class RewardModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeSpec:
+    """One judge of the weighted sum: a language model, or a function run out of process."""
+
+    name: str
+    path: str | None
+    function: RewardSpec | None
+    weight: float
+    template: str | None
+    max_length: int
+
+
+@dataclass(frozen=True, slots=True)
 class ScorerSpec:
     """What one scorer does; `base` is the folder that reward files are named from."""
 
     functions: tuple[RewardSpec, ...]
     models: tuple[RewardModelSpec, ...]
+    judges: tuple[JudgeSpec, ...]
     tokenizer_path: str
     missing_eos_penalty: float
     memory_limit_bytes: int | None
@@ -45,13 +61,14 @@ class ScorerRole:
         from transformers import AutoTokenizer
 
         from actors.rewards.runner import RewardRunner
-        from actors.rewards.scorer import Scorer
+        from actors.rewards.scorer import Scorer, WeightedJudge
 
         runner = RewardRunner(spec.functions, base=Path(spec.base), memory_limit_bytes=spec.memory_limit_bytes)
         self.scorer = Scorer(
             AutoTokenizer.from_pretrained(spec.tokenizer_path),
             runner,
             models=[_reward_model(model, spec.device) for model in spec.models],
+            judges=[WeightedJudge(judge.name, load_judge(judge, spec), judge.weight) for judge in spec.judges],
             missing_eos_penalty=spec.missing_eos_penalty,
         )
 
@@ -79,3 +96,14 @@ def _reward_model(model: RewardModelSpec, device: str) -> Any:
 
     loaded = RewardModel(model.path, device=device, max_length=model.max_length)
     return WeightedModel(model.name, loaded, model.weight)
+
+
+def load_judge(judge: JudgeSpec, spec: ScorerSpec) -> Judge:
+    from actors.judge import TEMPLATE, FunctionJudge, ModelJudge
+    from actors.rewards.runner import RewardRunner
+
+    if judge.path is not None:
+        template = judge.template or TEMPLATE
+        return ModelJudge(judge.path, device=spec.device, template=template, max_length=judge.max_length)
+    runner = RewardRunner([judge.function], base=Path(spec.base), memory_limit_bytes=spec.memory_limit_bytes)
+    return FunctionJudge(runner)

@@ -15,11 +15,13 @@ FILE = "driver.json"
 @dataclass(slots=True)
 class DriverState:
     """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
-    on other data is refused. baseline: held-out scores before training, by metric. scores: the last evaluation's."""
+    on other data is refused. multiplier: of the safety constraint. baseline: held-out scores before training, by
+    metric. scores: the last evaluation's."""
 
     step: int = 0
     position: int = 0
     kl_coef: float = 0.0
+    multiplier: float = 1.0
     source: str = ""
     failures: int = 0
     nonfinite_in_a_row: int = 0

@@ -241,3 +241,91 @@ def test_a_reward_model_learns_ratings(ray_address: str, tiny_model: Path, tmp_p
     assert found[-1]["eval/rank_correlation"] >= 0.8, found[-1]
     first, last = (-row["eval/negative_squared_error"] for row in (found[0], found[-1]))
     assert last < first / 2
+
+
+SAMPLING = {"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}}
+
+
+def test_online_dpo_raises_the_reward_of_its_own_samples(ray_address: str, tiny_model: Path, tmp_path: Path) -> None:
+    found = train(
+        tmp_path,
+        tiny_model,
+        steps=STEPS,
+        algorithm="online_dpo",
+        data={"heldout": 0},
+        rollout=SAMPLING,
+        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
+        checkpoint={"every_steps": 100, "export": False},
+        ray={"address": ray_address},
+    )[1:]
+    rewards = [row["reward/mean"] for row in found]
+    assert np.mean(rewards[-3:]) - np.mean(rewards[:3]) > GAIN, rewards
+    assert all(row["preference/pairs"] + row["preference/ties"] == 8 for row in found)
+
+
+def test_online_dpo_follows_a_judge_and_a_constraint_holds_a_cost(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The judge prefers more digits; the cost is the share of the digit 7, which must stay under a tenth."""
+    file = tmp_path / "rules.py"
+    file.write_text(
+        "def digits(text):\n"
+        "    return sum(c.isdigit() for c in text)\n"
+        "def more_digits(prompt, response, data):\n"
+        "    mine, theirs = digits(response), digits(data['other'])\n"
+        "    return 0.5 if mine == theirs else float(mine > theirs)\n"
+        "def sevens(prompt, response, data):\n"
+        "    return response.count('7') / max(1, len(response))\n"
+        "def share(prompt, response, data):\n"
+        "    return digits(response) / max(1, len(response))\n"
+    )
+    found = train(
+        tmp_path,
+        tiny_model,
+        steps=STEPS,
+        algorithm="online_dpo",
+        data={"heldout": 0},
+        reward={
+            "functions": {"digits": {"function": f"{file}:share", "weight": 0.0}},
+            "judges": {"better": {"function": f"{file}:more_digits"}},
+            "safety": {"functions": {"sevens": {"function": f"{file}:sevens"}}, "bound": 0.1},
+        },
+        rollout=SAMPLING,
+        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
+        checkpoint={"every_steps": 100, "export": False},
+        ray={"address": ray_address},
+    )[1:]
+    digits = [row["reward/digits"] for row in found]
+    assert np.mean(digits[-3:]) - np.mean(digits[:3]) > GAIN, digits
+    assert all(abs(row["reward/better"] - 0.5) < 1e-6 for row in found), "within a group wins and losses are as many"
+    assert found[-1]["safety/cost"] < 0.1 and found[-1]["safety/multiplier"] < 1.0
+
+
+def test_a_constraint_takes_back_what_the_reward_alone_would_raise(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The reward is the share of digits and so is the cost: nothing may be gained once the bound is passed."""
+    file = tmp_path / "rules.py"
+    file.write_text(
+        "def share(prompt, response, data):\n    return sum(c.isdigit() for c in response) / max(1, len(response))\n"
+    )
+    found = train(
+        tmp_path,
+        tiny_model,
+        steps=STEPS,
+        algorithm={"name": "dr_grpo"},
+        data={"heldout": 0},
+        reward={
+            "functions": {"digits": {"function": f"{file}:share"}},
+            "safety": {"functions": {"cost": {"function": f"{file}:share", "weight": 2.0}}, "bound": 0.0, "lr": 1.0},
+        },
+        rollout=SAMPLING,
+        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
+        checkpoint={"every_steps": 100, "export": False},
+        ray={"address": ray_address},
+    )[1:]
+    multipliers = [row["safety/multiplier"] for row in found]
+    assert multipliers == sorted(multipliers) and multipliers[-1] > multipliers[0]
+    assert found[0]["safety/cost"] == pytest.approx(2 * found[0]["reward/cost"])
+    digits = [row["reward/digits"] for row in found]
+    assert np.mean(digits[-3:]) - np.mean(digits[:3]) < 0.0, digits

@@ -7,7 +7,7 @@ import pytest
 
 from actors.rollout import RolloutStats
 from actors.types import ScoreBatch
-from cluster.batch import StepBatch, Wave, baselines, dropped_groups, flat_groups
+from cluster.batch import StepBatch, Wave, baselines, best_and_worst, dropped_groups, flat_groups
 from cluster.columns import Samples
 
 NAN = math.nan
@@ -69,3 +69,11 @@ def test_a_group_is_flat_when_fewer_than_two_of_its_scores_differ():
 def test_each_sample_has_its_prompts_greedy_score():
     assert baselines(samples([4, 5], per_prompt=3), np.array([0.5, NAN])).tolist()[:3] == [0.5] * 3
     assert np.isnan(baselines(samples([4, 5], per_prompt=3), np.array([0.5, NAN]))[3:]).all()
+
+
+def test_the_best_and_the_worst_of_a_group_are_a_pair_and_ties_are_none():
+    values = np.array([0.5, 1.0, 0.0, 2.0, 2.0, 2.0, NAN, 3.0, 1.0, NAN, NAN, 4.0])
+    found = samples([7, 8, 9, 10], per_prompt=3)
+    ties = flat_groups(values, found)
+    assert ties == {8, 10}
+    assert best_and_worst(values, found, ties) == [1, 2, 7, 8]

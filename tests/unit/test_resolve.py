@@ -105,12 +105,18 @@ def test_rloo_s_score_holds_the_rewards_kl_under_any_name_and_only_then():
     assert resolve.resolve_preset(mixed).score_includes_kl
 
 
-@pytest.mark.parametrize("name", sorted(PREFERENCE_PRESETS))
+@pytest.mark.parametrize("name", sorted(PREFERENCE_PRESETS.keys() - {"online_dpo"}))
 def test_a_preference_method_s_name_alone_gives_its_settings(name):
     found = config(DPO.replace("{name: dpo, preference: {loss: sigmoid}}", name))
     assert resolve.preference_settings(found) == PREFERENCE_PRESETS[name]
     assert not resolve.needs_reference(found)  # offline its log-probs are stored, no second model is loaded
     assert not found.algorithm.online
+
+
+def test_pairs_made_online_are_compared_with_a_reference_that_is_loaded():
+    found = config(GRPO, "algorithm={name: online_dpo}")
+    assert resolve.training(found) == PREFERENCE_PRESETS["online_dpo"]
+    assert resolve.needs_reference(found) and found.algorithm.online
 
 
 def test_the_table_of_losses_without_a_reference_is_the_losses_own():

@@ -49,7 +49,7 @@ def test_data_and_model(overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["reward={}"], "reward: grpo needs a reward: add reward.functions or reward.models"),
+        (["reward={}"], "reward: grpo needs a reward: add reward.functions, reward.models or reward.judges"),
         (
             ["reward.functions.correct.weight=0"],
             "reward: every weight is 0, so all samples score the same; give one a weight",
@@ -451,3 +451,74 @@ def test_judged_responses_and_ratings_are_accepted_where_they_are_learned_from()
     assert problems(DPO, KTO, LABELLED) == []
     assert problems(DPO, REWARD, LABELLED, "data.labels.range=[1, 5]", "learner.optimizer.head_lr=0.1") == []
     assert problems(DPO, REWARD, "data.labels.margin_column=m") == []
+
+
+ONLINE_DPO = "algorithm={name: online_dpo}"
+JUDGE = "reward.judges={better: {function: 'm:f'}}"
+COST = "reward.safety={functions: {length: {function: length_penalty}}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["rollout.sampling.samples_per_prompt=1", "algorithm={name: ppo}", "critic={}", JUDGE],
+            "reward.judges.better: a judge compares samples of one prompt: set rollout.sampling.samples_per_prompt to "
+            "at least 2",
+        ),
+        (
+            ["reward.judges={better: {}}"],
+            "reward.judges.better: needs exactly one of path and function, got neither",
+        ),
+        (
+            ["reward.judges={better: {path: p, template: 'only {prompt}'}}"],
+            "reward.judges.better.template: the judge must see {first}, {second}; add them",
+        ),
+        (
+            ["reward.judges={correct: {function: 'm:f'}}"],
+            "reward.judges.correct: a reward function has this name too; rename one",
+        ),
+        (["reward.safety={}"], "reward.safety: a constraint needs a cost: add functions or models to it"),
+        (
+            [COST, "reward.safety.functions.length.weight=0"],
+            "reward.safety.functions.length.weight: a cost counts against the bound: give more than 0, got 0",
+        ),
+        (
+            ["reward.safety={functions: {correct: {function: length_penalty}}}"],
+            "reward.safety.functions.correct: a reward function has this name too; rename one",
+        ),
+        (
+            [COST, "reward.safety.multiplier=200"],
+            "reward.safety.multiplier: must be at most max_multiplier (100), got 200",
+        ),
+        (
+            [ONLINE_DPO, "rollout.sampling.samples_per_prompt=1"],
+            "rollout.sampling.samples_per_prompt: the best of a prompt's samples is set against the worst: give at "
+            "least 2, got 1",
+        ),
+        (
+            [ONLINE_DPO, "critic={}"],
+            "critic: online_dpo compares samples and has no use for a critic; remove the section",
+        ),
+        (
+            [ONLINE_DPO, "learner.epochs=2"],
+            "learner.epochs: online_dpo takes one optimiser step a batch, got 2; remove it",
+        ),
+        (
+            ["algorithm={name: online_dpo, preference: {loss: kto}}"],
+            "algorithm.preference.loss: kto needs other prompts' responses; choose a loss on pairs",
+        ),
+        (
+            ["algorithm={name: online_dpo, kl: {coef: 0.1}}"],
+            "algorithm.kl: is of policy-gradient methods, online_dpo has no use for it; remove it",
+        ),
+    ],
+)
+def test_judges_constraints_and_pairs_made_online(overrides, expected):
+    assert expected in problems(GRPO, *overrides)
+
+
+def test_a_judge_a_constraint_and_online_pairs_are_accepted():
+    assert problems(GRPO, JUDGE, COST) == []
+    assert problems(GRPO, ONLINE_DPO, "algorithm.preference={loss: ipo}", "evaluation.metric=correct") == []
+    assert problems(GRPO, COST, "data.heldout=4", "evaluation={metric: length, every_steps: 2}") == []

@@ -1,0 +1,92 @@
+"""An online run under a policy-gradient method: what its step does between the samples and the published weights.
+
+In: an OnlineJob's workers and a resolved Method. Out: the verbs that `ppo.py` reads as one page. Left out: the order of
+a step (ppo.py), pools and publishing (online.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.types import Prompt
+from cluster.batch import StepBatch, Wave
+from cluster.columns import StepColumns
+from cluster.config import resolve
+from cluster.inputs import OnlineInputs
+from cluster.online import OnlineJob, once
+from learners.kl import AdaptiveKL
+from learners.method import UpdateResult, needs_old
+
+
+class PolicyGradientJob(OnlineJob):
+    """Workers and verbs of one on-policy run, with a critic or without."""
+
+    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
+        self.method = resolve.resolve_method(self.config)
+        self.state.kl_coef = self.method.preset.kl_coef
+        super().begin(inputs, tokenizer, commit)
+
+    def batch(self) -> StepBatch:
+        """An empty batch, which says how many prompts it lacks."""
+        rounds = self.config.algorithm.resample.rounds if self.method.preset.resample_flat_groups else 1
+        return StepBatch(self.config.rollout.prompts_per_step, rounds, self.scoring.fetch)
+
+    def generate(self, prompts: Sequence[Prompt]) -> Wave:
+        wave = super().generate(prompts)
+        if self.method.preset.advantage != "remax":
+            return wave
+        greedy = replace(once(self.sampling), temperature=0.0)
+        answers = self.rollouts.generate(prompts, greedy, self.publisher.version.number)
+        return replace(wave, greedy=answers, seconds=wave.seconds + max(s.seconds for s in answers.stats))
+
+    def score(self, step: int, batch: StepBatch) -> StepColumns:
+        """Scores, and the log-probs and values that the method needs, in parallel."""
+        samples = batch.samples
+        columns: dict[str, tuple[Any, ...]] = {}
+        if self.method.needs_reference:
+            columns["reference"] = self.learner.reference_logprobs(samples.chunks)
+        if needs_old(self.method, resolve.policy_settings(self.config, "", 1).update):
+            columns["old"] = self.learner.policy_logprobs(samples.chunks)
+        if self.config.critic is not None:
+            columns["values"] = self.learner.values(samples.chunks)
+        for name, refs in columns.items():  # the learner takes them in this order: the waits between are its seconds
+            began = time.monotonic()
+            self.learner.wait(refs, f"computing {name}")
+            self.role("learner", name, time.monotonic() - began)
+        if self.method.preset.advantage == "remax":
+            columns["baseline"] = tuple(self.scoring.baseline(wave) for wave in batch.waves)
+        self.note_rollout(*batch.rollout_stats)
+        scores = self.scoring.settle(step, batch)
+        return StepColumns(step=step, kl_coef=self.state.kl_coef, batch=samples.chunks, scores=tuple(scores), **columns)
+
+    def update_critic(self, columns: StepColumns) -> None:
+        if self.config.critic is None:
+            return
+        result = self.learner.update_critic(columns)
+        self.role("learner", "update_critic", result.seconds)
+        self.note(result.metrics)
+
+    def update_policy(self, columns: StepColumns, batch: StepBatch) -> None:
+        samples = batch.samples
+        rows = len(samples.groups) * samples.samples_per_prompt
+        result = self.learner.update_policy(columns, self.rows_to_show(rows))
+        self.role("learner", "update_policy", result.seconds)
+        self.note(result.metrics)
+        self.check_update(columns.step, result, columns)
+        self._next_kl(result, rows)
+        self.ledger.trained(self.scoring.kept)
+        self.details = result.details
+
+    def _next_kl(self, result: UpdateResult, samples: int) -> None:
+        self.note({"kl/coef": self.state.kl_coef})
+        kl = self.config.algorithm.kl
+        if kl.target is not None and "kl/ref_sequence" in result.metrics:
+            controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
+            self.state.kl_coef = controller.update(result.metrics["kl/ref_sequence"], samples).coef
+        bound = self.config.evaluation.kl_bound
+        if bound is not None and result.metrics.get("kl/ref", 0.0) > bound:
+            self.stop_reason = f"kl/ref {result.metrics['kl/ref']:.3f} exceeds evaluation.kl_bound {bound:g}"
