@@ -1,32 +1,37 @@
-"""`raylign eval`: one or two models on a recipe's held-out prompts, by its rewards.
+"""`raylign eval`: one or more models on a recipe's held-out rows, by what the recipe trains.
 
-In: a recipe (or a run directory), models to compare (directories, runs, hub ids). Out: a table of means with
-intervals, and for two models the paired difference. Left out: judges and win rates.
+In: a recipe (or a run directory), models to compare (directories, runs, hub ids), perhaps a judge. Out: a table of
+means with intervals, and for two models the paired difference and the judge's win rate. Left out: the scores
+themselves (cluster/comparison.py).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from cluster.comparison import Answers
     from cluster.config import Config
 
 
 def evaluate(
-    config: Annotated[Path, typer.Argument(help="A recipe or a run directory: says prompts, rewards and limits.")],
+    config: Annotated[Path, typer.Argument(help="A recipe or a run directory: says rows, rewards and limits.")],
     models: Annotated[
         list[str] | None, typer.Option("--model", help="Model to evaluate; repeat it to compare. Default: the run's.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Compare two models' responses: a language model, or module:function as in reward.judges."),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value ...")] = None,
 ) -> None:
-    """Compare models on held-out prompts."""
+    """Compare models on held-out rows."""
+    from cluster.comparison import answers, verdicts
     from cluster.config import load_config
-    from cluster.errors import UserError
     from cluster.run.directory import RunDirectory
     from cluster.run.policies import latest_policy
 
@@ -37,59 +42,70 @@ def evaluate(
     else:
         loaded = load_config(config, overrides or [])
         models = models or [loaded.model.path]
-    if loaded.data.heldout == 0:
-        raise UserError(f"{config}: there are no held-out prompts to evaluate on; add data.heldout=200")
-    if not loaded.algorithm.online:
-        raise UserError(f"{config}: has no rewards to evaluate by; give an online recipe and --model")
-    scores = {name: _scores(loaded, name) for name in models}
-    _show(loaded.evaluation.metric, scores)
+    _refuse_what_cannot_be_compared(loaded, config, models, judge)
+    found = {name: answers(loaded, name) for name in models}
+    _show(_metric(loaded), found)
+    if judge is not None:
+        first, second = found.values()
+        _show_verdicts(models, verdicts(loaded, judge, first, second).tolist())
 
 
-def _scores(config: Config, model: str) -> dict[str, list[float]]:
-    """Held-out scores of one model by reward name."""
-    from actors.pretrained import resolve_model
-    from actors.types import PolicyVersion
-    from cluster.config import resolve
-    from cluster.connection import Cluster
-    from cluster.driver import logical_cpus
-    from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
-    from cluster.inputs import load_inputs, load_tokenizer, reward_specs
-    from cluster.placement import plan
-    from cluster.workers import RolloutPool, ScorerPool
+def _refuse_what_cannot_be_compared(config: Config, source: Path, models: list[str], judge: str | None) -> None:
+    from cluster.errors import UserError
 
-    path = resolve_model(model)
-    with Cluster(config.ray.address, logical_cpus(config)) as cluster:
-        placement = plan(config, os.cpu_count() or 1, cluster.resources()[1])
-        rollout = config.rollout
-        engine = resolve.engine_settings(config, str(path))
-        pool = RolloutPool(
-            placement.role("rollout"), engine, rollout.engine, rollout.stall_timeout_s, rollout.timeout_s
+    if config.data.heldout == 0:
+        raise UserError(f"{source}: there are no held-out rows to evaluate on; add data.heldout=200")
+    if config.row_kind == "responses" or config.algorithm.on_preferences:
+        raise UserError(
+            f"{source}: {config.algorithm.name} has nothing that a model alone is evaluated by; give an online recipe "
+            "(rewards), an sft recipe (perplexity) or a reward_model recipe (accuracy), and --model"
         )
-        spec = scorer_spec(config, path, reward_specs(config), Path.cwd())
-        scorers = ScorerPool(placement.role("scorer"), spec, rollout.timeout_s)
-        inputs = load_inputs(config, load_tokenizer(config, path))
-        pool.adopt(PolicyVersion(0, "from disk"), config.ray.start_timeout_s)
-        found = heldout_scores(pool, scorers, heldout_prompts(inputs), resolve.evaluation_settings(config), 0)
-        return {name: values.tolist() for name, values in found.items()}
+    if judge is not None and (len(models) != 2 or not config.algorithm.online):
+        raise UserError("--judge compares the responses of two models: give an online recipe and --model twice")
 
 
-def _show(metric: str, scores: dict[str, dict[str, list[float]]]) -> None:
+def _metric(config: Config) -> str:
+    return {"conversations": "logprob", "pairs": "accuracy"}.get(config.row_kind, config.evaluation.metric)
+
+
+def _show(metric: str, found: dict[str, Answers]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from cluster.run.evaluation import difference_interval, mean_interval
 
-    names: Sequence[str] = list(next(iter(scores.values())))
-    table = Table("model", *names, title="held-out mean (95 % interval)")
-    for model, found in scores.items():
-        cells = [mean_interval(found[name]) for name in names]
-        table.add_row(model, *(f"{c.mean:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells))
+    first = next(iter(found.values()))
+    names = [name for name in first.scores if name != "tokens"]
+    likelihood = "tokens" in first.scores
+    table = Table("model", *names, *(["perplexity"] if likelihood else []), title="held-out mean (95 % interval)")
+    for model, answers in found.items():
+        cells = [mean_interval(answers.scores[name].tolist()) for name in names]
+        texts = [f"{c.mean:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells]
+        if likelihood:
+            logprobs, tokens = answers.scores["logprob"], answers.scores["tokens"]
+            texts.append(f"{math.exp(-float((logprobs * tokens).sum() / max(tokens.sum(), 1))):.3f}")
+        table.add_row(model, *texts)
     console = Console()
     console.print(table)
-    if len(scores) == 2:
-        (first, before), (second, after) = scores.items()
-        gain = difference_interval(after[metric], before[metric])
+    if len(found) == 2:
+        (name, before), (other, after) = ((model, answers.scores[metric]) for model, answers in found.items())
+        gain = difference_interval(after.tolist(), before.tolist())
         settled = "" if gain.low > 0 or gain.high < 0 else " (not settled: the interval holds zero)"
         console.print(
-            f"{metric}: {second} - {first} = {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), paired{settled}"
+            f"{metric}: {other} - {name} = {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), paired{settled}"
         )
+
+
+def _show_verdicts(models: list[str], verdicts: list[float]) -> None:
+    from rich.console import Console
+
+    from cluster.run.evaluation import mean_interval
+
+    known = [v for v in verdicts if not math.isnan(v)]
+    rate = mean_interval(known)
+    wins, ties = known.count(1.0), known.count(0.5)
+    Console().print(
+        f"judge, both orders: {models[1]} wins {wins}, ties {ties}, loses {len(known) - wins - ties} against "
+        f"{models[0]} ({len(verdicts) - len(known)} without a verdict); win rate {rate.mean:.3f} ({rate.low:.3f} to "
+        f"{rate.high:.3f}), a tie being half a win"
+    )

@@ -53,7 +53,8 @@ class Safety(Section):
 
     functions: dict[str, RewardFunction] = {}
     models: dict[str, RewardModel] = {}
-    """The cost is the weighted sum of these, each logged under `reward/<name>`."""
+    """The cost is the weighted sum of these, each logged under `reward/<name>`. A penalty, which is at most 0, is a
+    cost under a negative weight."""
     bound: float = 0.0
     """Mean cost of a batch that is allowed."""
     multiplier: Positive = 1.0

@@ -68,10 +68,9 @@ def _safety(config: Config) -> Iterator[Problem]:
         )
     for kind in ("functions", "models"):
         for name, part in getattr(safety, kind).items():
-            if part.weight <= 0:
+            if part.weight == 0:
                 yield Problem(
-                    f"reward.safety.{kind}.{name}.weight",
-                    f"a cost counts against the bound: give more than 0, got {part.weight:g}",
+                    f"reward.safety.{kind}.{name}.weight", "a cost of weight 0 bounds nothing; give it a weight"
                 )
 
 

@@ -15,11 +15,14 @@ from cluster.inspect.model import ModelFacts, facts_by_config
 from cluster.placement import plan, shortage
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
-RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode"}
-RUNS_ON = re.compile(
-    r"^# Runs on: (?:(?P<cores>\d+) cores, (?P<memory>\d+) GB|(?P<gpus>\d+) GPUs?, (?P<gpu>\d+) GB.*)\.$", re.M
-)
+RECIPES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
+METHODS = ("sft", "reward_model", "dpo", "online_dpo", "kto", "grpo", "dapo", "rloo", "safe_ppo")
+"""Recipes of a method: one for two cores and one of the same name for GPUs."""
+PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode", *METHODS}
+PROMISED |= {f"gpu/{name}" for name in METHODS}
+CORES = r"(?P<cores>\d+) cores, (?P<memory>\d+) GB"
+GPUS = r"(?P<gpus>\d+) GPUs?, (?P<gpu>\d+) GB(?: each)?"
+RUNS_ON = re.compile(rf"^# Runs on: (?:{CORES}|{GPUS})\.(?: On a GPU: gpu/\w+\.yaml\.)?$", re.M)
 
 # The shapes that each model's config.json states: layers, hidden, feed-forward, heads, key-value heads, vocabulary,
 # positions, tied embeddings.
@@ -59,7 +62,7 @@ def test_the_promised_recipes_are_here():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_is_named_as_its_file(name):
-    assert load_config(RECIPES[name]).name == name
+    assert load_config(RECIPES[name]).name == name.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("name", sorted(PROMISED))

@@ -481,7 +481,7 @@ COST = "reward.safety={functions: {length: {function: length_penalty}}}"
         (["reward.safety={}"], "reward.safety: a constraint needs a cost: add functions or models to it"),
         (
             [COST, "reward.safety.functions.length.weight=0"],
-            "reward.safety.functions.length.weight: a cost counts against the bound: give more than 0, got 0",
+            "reward.safety.functions.length.weight: a cost of weight 0 bounds nothing; give it a weight",
         ),
         (
             ["reward.safety={functions: {correct: {function: length_penalty}}}"],
