@@ -23,8 +23,9 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest tests/unit -q
 
-learn: install  # every method, on a tiny model
-	$(BIN)/python -m pytest tests/integration/test_learns.py -m ""
+learn: install  # every method, three seeds each, on a tiny model; the table that the README quotes
+	RAYLIGN_LEARN_TABLE=$(LEARN_TABLE) $(BIN)/python -m pytest tests/integration/test_learns.py -m ""
+LEARN_TABLE ?= runs/learn.md
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -19,6 +19,7 @@ from learners import advantages as adv
 from learners.aggregation import masked
 from learners.method import Method, StepInputs
 from learners.presets import Preset
+from learners.row_advantages import ROW_ADVANTAGES, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +141,13 @@ def _token_rewards(preset: Preset, scores_B: Tensor, columns: _Columns, kl_coef:
 
 def _row_advantages(inputs: StepInputs, preset: Preset, scores_B: Tensor, valid_B: Tensor, columns: _Columns) -> Tensor:
     """[B], float64: each row's score against its group's, or against its prompt's greedy response."""
-    groups_B = _groups(inputs.batch)
-    if preset.advantage == "remax":
-        if inputs.baseline is None:
-            raise ValueError("ReMax needs the scores of greedy responses; pass them as baseline")
-        return adv.remax(scores_B, torch.from_numpy(np.array(inputs.baseline, np.float64)), valid_B)
-    if preset.advantage == "opo":
-        return adv.opo(scores_B, groups_B, columns.mask_BT.sum(dim=1), valid_B)
     if preset.score_includes_kl and inputs.kl_coef:
         scores_B = adv.kl_penalised_scores(
             scores_B, columns.old_BT, columns.ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind
         )
-    kind = "mean" if preset.advantage == "reinforce_pp_baseline" else preset.advantage
-    return adv.group_advantages(scores_B, groups_B, valid_B, kind)
+    greedy_B = None if inputs.baseline is None else torch.from_numpy(np.array(inputs.baseline, np.float64))
+    rows = Rows(scores_B, _groups(inputs.batch), valid_B, columns.mask_BT.sum(dim=1), greedy_B)
+    return ROW_ADVANTAGES[preset.advantage](rows)
 
 
 def _groups(batch: SampleBatch) -> Tensor:

@@ -2,8 +2,8 @@
 
 In: log-probs summed over response tokens, and token counts, as [P] tensors (P pairs); `presets.PreferenceSettings`.
 Out: a scalar loss and additive metrics: divided by `total_pairs` of the global mini-batch, they add up over
-micro-batches and ranks. A new loss is one function and one line in LOSSES. Left out on purpose: the forward, and which
-pairs there are.
+micro-batches and ranks. A new loss is one function here and one line in presets.PREFERENCE_LOSSES. Left out on
+purpose: the forward, and which pairs there are.
 
 In every formula u = lp_c - ref_c, v = lp_r - ref_r (without a reference: lp; for a length-averaged loss: divided by the
 token count), x = beta (u - v), e = label smoothing, ls = log sigmoid.
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from learners.aggregation import masked, real
-from learners.presets import PreferenceSettings
+from learners.presets import PREFERENCE_LOSSES, PreferenceSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +50,23 @@ class _Terms:
     baseline: Tensor | float | None
 
 
+_FUNCTIONS: dict[str, Callable[[_Terms, PreferenceSettings], Tensor]] = {}
+
+
+def _loss(function: Callable[[_Terms, PreferenceSettings], Tensor]) -> Callable[[_Terms, PreferenceSettings], Tensor]:
+    """Registers [P] losses under the function's name without its underscore."""
+    _FUNCTIONS[function.__name__.removeprefix("_")] = function
+    return function
+
+
+@_loss
 def _sigmoid(t: _Terms, s: PreferenceSettings) -> Tensor:
     """-(1-e) ls(x) - e ls(-x): DPO (Rafailov et al. 2023, eq. 7); e > 0: cDPO (Mitchell 2023)."""
     x_P = s.beta * (t.u_P - t.v_P)
     return -(1.0 - s.label_smoothing) * logsigmoid(x_P) - s.label_smoothing * logsigmoid(-x_P)
 
 
+@_loss
 def _robust(t: _Terms, s: PreferenceSettings) -> Tensor:
     """[-(1-e) ls(x) + e ls(-x)] / (1 - 2e): rDPO (Chowdhury et al. 2024), unbiased under flipped labels."""
     x_P = s.beta * (t.u_P - t.v_P)
@@ -63,16 +74,19 @@ def _robust(t: _Terms, s: PreferenceSettings) -> Tensor:
     return (-(1.0 - e) * logsigmoid(x_P) + e * logsigmoid(-x_P)) / (1.0 - 2.0 * e)
 
 
+@_loss
 def _hinge(t: _Terms, s: PreferenceSettings) -> Tensor:
     """max(0, 1 - x) (SLiC, Zhao et al. 2023; in this form Liu et al. 2023, RSO)."""
     return torch.relu(1.0 - s.beta * (t.u_P - t.v_P))
 
 
+@_loss
 def _ipo(t: _Terms, s: PreferenceSettings) -> Tensor:
     """(u - v - 1 / (2 beta))^2, u and v length-averaged (Azar et al. 2023, eq. 17; beta is their tau)."""
     return (t.u_P - t.v_P - 1.0 / (2.0 * s.beta)).square()
 
 
+@_loss
 def _exo_pair(t: _Terms, s: PreferenceSettings) -> Tensor:
     """KL((σ(x), σ(-x)) || (1-e, e)), e at least 1e-3 (EXO, Ji et al. 2024, eq. 16)."""
     e = max(s.label_smoothing, 1e-3)
@@ -81,28 +95,33 @@ def _exo_pair(t: _Terms, s: PreferenceSettings) -> Tensor:
     return chosen_P + torch.sigmoid(-x_P) * (logsigmoid(-x_P) - math.log(e))
 
 
+@_loss
 def _nca_pair(t: _Terms, s: PreferenceSettings) -> Tensor:
     """-ls(beta u) - ls(-beta u) / 2 - ls(-beta v) / 2 (NCA, Chen et al. 2024, for K = 2 with hard labels)."""
     u_P, v_P = s.beta * t.u_P, s.beta * t.v_P
     return -logsigmoid(u_P) - 0.5 * logsigmoid(-u_P) - 0.5 * logsigmoid(-v_P)
 
 
+@_loss
 def _sppo_hard(t: _Terms, s: PreferenceSettings) -> Tensor:
     """(u - 1/(2 beta))^2 + (v + 1/(2 beta))^2: win probability 1 and 0 (SPPO, Wu et al. 2024)."""
     half = 0.5 / s.beta
     return (t.u_P - half).square() + (t.v_P + half).square()
 
 
+@_loss
 def _apo_zero(t: _Terms, s: PreferenceSettings) -> Tensor:
     """(1 - σ(beta u)) + σ(beta v): chosen up, rejected down (APO, D'Oosterlinck et al. 2024, eq. 7)."""
     return torch.sigmoid(-s.beta * t.u_P) + torch.sigmoid(s.beta * t.v_P)
 
 
+@_loss
 def _apo_down(t: _Terms, s: PreferenceSettings) -> Tensor:
     """σ(beta u) + (1 - σ(x)): both down, rejected more (APO, D'Oosterlinck et al. 2024, eq. 8)."""
     return torch.sigmoid(s.beta * t.u_P) + torch.sigmoid(-s.beta * (t.u_P - t.v_P))
 
 
+@_loss
 def _discopop(t: _Terms, s: PreferenceSettings) -> Tensor:
     """-(1 - w) ls(x) + w exp(-x), w = σ(x / tau) (DiscoPOP's LRML, Lu et al. 2024, eq. 5).
 
@@ -120,6 +139,7 @@ def _kto_values(ratio: Tensor, desirable: Tensor, baseline: Tensor | float, s: P
     return torch.where(desirable, s.desirable_weight * torch.sigmoid(-gap), s.undesirable_weight * torch.sigmoid(gap))
 
 
+@_loss
 def _kto(t: _Terms, s: PreferenceSettings) -> Tensor:
     """The mean of the chosen's loss as a desirable response and the rejected's as an undesirable one (`kto_loss`)."""
     if t.baseline is None:
@@ -128,6 +148,7 @@ def _kto(t: _Terms, s: PreferenceSettings) -> Tensor:
     return 0.5 * (_kto_values(t.u_P, yes_P, t.baseline, s) + _kto_values(t.v_P, ~yes_P, t.baseline, s))
 
 
+@_loss
 def _orpo(t: _Terms, s: PreferenceSettings) -> Tensor:
     """NLL - beta ls(log odds(u) - log odds(v)), odds(a) = e^a / (1 - e^a), length-averaged (ORPO, Hong et al. 2024,
     eq. 6; beta is their lambda). NLL: mean per chosen token. a is kept 1e-6 below 0, where the odds are infinite."""
@@ -136,11 +157,13 @@ def _orpo(t: _Terms, s: PreferenceSettings) -> Tensor:
     return t.nll_P - s.beta * logsigmoid(log_odds_P)
 
 
+@_loss
 def _simpo(t: _Terms, s: PreferenceSettings) -> Tensor:
     """-ls(x - gamma), length-averaged (SimPO, Meng et al. 2024, eq. 6)."""
     return -logsigmoid(s.beta * (t.u_P - t.v_P) - s.simpo_gamma)
 
 
+@_loss
 def _cpo(t: _Terms, s: PreferenceSettings) -> Tensor:
     """-ls(x) on summed log-probs + alpha NLL, NLL the mean per chosen token (CPO, Xu et al. 2024; the
     mean, not the sum, as its authors train)."""
@@ -150,26 +173,11 @@ def _cpo(t: _Terms, s: PreferenceSettings) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class _Method:
     loss: Callable[[_Terms, PreferenceSettings], Tensor]
-    reference: bool = True
-    averaged: bool = False
+    reference: bool
+    averaged: bool
 
 
-LOSSES: dict[str, _Method] = {
-    "sigmoid": _Method(_sigmoid),
-    "robust": _Method(_robust),
-    "hinge": _Method(_hinge),
-    "ipo": _Method(_ipo, averaged=True),
-    "exo_pair": _Method(_exo_pair),
-    "nca_pair": _Method(_nca_pair),
-    "sppo_hard": _Method(_sppo_hard),
-    "apo_zero": _Method(_apo_zero),
-    "apo_down": _Method(_apo_down),
-    "discopop": _Method(_discopop),
-    "kto": _Method(_kto),
-    "orpo": _Method(_orpo, reference=False, averaged=True),
-    "simpo": _Method(_simpo, reference=False, averaged=True),
-    "cpo": _Method(_cpo, reference=False),
-}
+LOSSES = {name: _Method(_FUNCTIONS[name], facts.reference, facts.averaged) for name, facts in PREFERENCE_LOSSES.items()}
 
 
 def preference_loss(

@@ -17,32 +17,36 @@ KL_KINDS = ("k1", "k2", "k3")
 KL_PLACES = ("none", "reward", "loss")
 CORRECTION_NAMES = ("none", "token_tis", "sequence_tis", "icepop")
 AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-ADVANTAGES = (
-    "gae",
-    "grpo",
-    "dr_grpo",
-    "rloo",
-    "reinforce_pp",
-    "reinforce_pp_baseline",
-    "remax",
-    "opo",
-)
-PREFERENCE_NAMES = (
-    "sigmoid",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "kto",
-    "orpo",
-    "simpo",
-    "cpo",
-)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceLoss:
+    """reference: it compares with a frozen reference. averaged: over log-probs divided by the token count."""
+
+    reference: bool = True
+    averaged: bool = False
+
+
+PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
+    "sigmoid": PreferenceLoss(),
+    "robust": PreferenceLoss(),
+    "hinge": PreferenceLoss(),
+    "ipo": PreferenceLoss(averaged=True),
+    "exo_pair": PreferenceLoss(),
+    "nca_pair": PreferenceLoss(),
+    "sppo_hard": PreferenceLoss(),
+    "apo_zero": PreferenceLoss(),
+    "apo_down": PreferenceLoss(),
+    "discopop": PreferenceLoss(),
+    "kto": PreferenceLoss(),
+    "orpo": PreferenceLoss(reference=False, averaged=True),
+    "simpo": PreferenceLoss(reference=False, averaged=True),
+    "cpo": PreferenceLoss(reference=False),
+}
+"""Each is a function of that name in preference_losses.py."""
+
+PREFERENCE_NAMES = tuple(PREFERENCE_LOSSES)
+REFERENCE_FREE = tuple(name for name, loss in PREFERENCE_LOSSES.items() if not loss.reference)
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:
@@ -135,7 +139,8 @@ class RewardModelSettings:
 class Preset:
     """A method's published choices.
 
-    advantage: a name in ADVANTAGES; whiten: advantages whitened over the whole batch afterwards.
+    advantage: gae, reinforce_pp, or a function of row_advantages.py; whiten: advantages whitened over the whole batch
+    afterwards.
     kl_place: none, reward (per token, `-kl_coef * kl_kind(old, ref)`) or loss (then `loss.kl_kind`, `loss.kl_coef`
     say the same). score_includes_kl: the reward's KL, summed over the row, is part of the group score S (RLOO alone).
     critic: a value model is trained. grouped: several samples per prompt are needed.
@@ -156,7 +161,6 @@ class Preset:
     filter_overlong: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("advantage", self.advantage, ADVANTAGES)
         _one_of("kl_place", self.kl_place, KL_PLACES)
         _one_of("kl_kind", self.kl_kind, KL_KINDS)
 
@@ -236,6 +240,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+TOKEN_ADVANTAGES = ("gae", "reinforce_pp")
+"""Made of rewards per token, which may hold the token KL and may be discounted."""
+ADVANTAGES = tuple(dict.fromkeys(preset.advantage for preset in PRESETS.values()))
+GROUP_ADVANTAGES = tuple(dict.fromkeys(preset.advantage for preset in PRESETS.values() if preset.grouped))
+"""Compare samples of one prompt."""
+
 PREFERENCE_PRESETS: dict[str, PreferenceSettings] = {
     "dpo": PreferenceSettings(),  # Rafailov et al. 2023; its relatives by `loss`
     "online_dpo": PreferenceSettings(),  # Guo et al. 2024 (OAIF)
@@ -244,9 +254,6 @@ PREFERENCE_PRESETS: dict[str, PreferenceSettings] = {
     "simpo": PreferenceSettings(loss="simpo", beta=2.0, simpo_gamma=1.0),  # Meng et al. 2024, gamma / beta = 0.5
     "cpo": PreferenceSettings(loss="cpo"),  # Xu et al. 2024
 }
-
-REFERENCE_FREE = ("orpo", "simpo", "cpo")
-"""Preference losses that compare with no reference."""
 
 PREFERENCE_FIELDS = {
     "label_smoothing": ("sigmoid", "robust", "exo_pair"),

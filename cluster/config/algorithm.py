@@ -11,6 +11,9 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Section
+from learners.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
+
+METHODS = (*PRESETS, *PREFERENCE_PRESETS, "sft", "reward_model")
 
 
 class KL(Section):
@@ -37,13 +40,7 @@ class Correction(Section):
 class Preference(Section):
     """The loss on pairs. Unset: the method's own."""
 
-    loss: (
-        Literal[
-            *("sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "sppo_hard", "apo_zero", "apo_down"),
-            *("discopop", "kto", "orpo", "simpo", "cpo"),
-        ]
-        | None
-    ) = None
+    loss: Literal[*PREFERENCE_NAMES] | None = None
     beta: Positive | None = None
     label_smoothing: float | None = Field(default=None, ge=0.0, lt=0.5)
     """Share of pairs believed to be labelled the wrong way round."""
@@ -98,14 +95,8 @@ class Resample(Section):
 class Algorithm(Section):
     """The method. A name sets its paper's choices (METHODS in the README's table); each field overrides one."""
 
-    name: Literal[
-        *("ppo", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"),
-        *("dapo", "gspo", "cispo", "dpo", "kto", "orpo", "simpo", "cpo", "sft"),
-        *("reward_model", "online_dpo"),
-    ]
-    advantage: (
-        Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "opo"] | None
-    ) = None
+    name: Literal[*METHODS]
+    advantage: Literal[*ADVANTAGES] | None = None
     whiten: bool | None = None
     """Whiten advantages over the batch."""
     gamma: Fraction = 1.0
@@ -123,7 +114,7 @@ class Algorithm(Section):
     @property
     def on_preferences(self) -> bool:
         """Whether a preference loss on stored rows is minimised."""
-        return self.name in ("dpo", "kto", "orpo", "simpo", "cpo")
+        return self.name in PREFERENCE_PRESETS and self.name != "online_dpo"
 
     @property
     def online(self) -> bool:

@@ -15,10 +15,7 @@ from cluster.config.problem import Problem
 from cluster.config.resolve import optimizer_steps, resolve_preset
 from cluster.config.reward_rules import reward_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
-
-TOKEN_ADVANTAGES = ("gae", "reinforce_pp")
-"""Made of rewards per token, which may hold the token KL and may be discounted."""
-GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
+from learners.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 
 
 def cross_section_problems(config: Config) -> list[Problem]:

@@ -13,7 +13,8 @@ from actors.packing import lay_out, plant
 from actors.types import FinishReason, SampleBatch, ScoreBatch
 from learners.experience import build_experience, minibatch_rows, packed_index, pad, slot_index
 from learners.method import Method, StepInputs, UpdateSettings, needs_old
-from learners.presets import PRESETS
+from learners.presets import PRESETS, TOKEN_ADVANTAGES
+from learners.row_advantages import ROW_ADVANTAGES
 from tests.fixtures.columns import batch_of, random_batch, read_only, sample, scores_of
 
 NAN = float("nan")
@@ -241,3 +242,9 @@ def test_log_probs_from_before_are_needed_for_a_second_look_or_a_kl_in_the_rewar
     assert not needs_old(GRPO, UpdateSettings())
     assert needs_old(GRPO, UpdateSettings(epochs=2)) and needs_old(GRPO, UpdateSettings(minibatches=2))
     assert needs_old(Method(PRESETS["ppo"]), UpdateSettings())
+
+
+def test_every_preset_s_advantage_has_its_function_and_each_function_a_preset():
+    named = {preset.advantage for preset in PRESETS.values()}
+    assert set(ROW_ADVANTAGES) | set(TOKEN_ADVANTAGES) == named
+    assert not set(ROW_ADVANTAGES) & set(TOKEN_ADVANTAGES)
