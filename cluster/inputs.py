@@ -84,6 +84,15 @@ def reward_specs(config: Config) -> list[RewardSpec]:
     ]
 
 
+def judge_functions(config: Config) -> list[RewardSpec]:
+    """The judges that are functions, by name."""
+    return [
+        RewardSpec(name=name, function=judge.function, timeout_s=judge.timeout_s, args=judge.args)
+        for name, judge in config.reward.judges.items()
+        if judge.function is not None
+    ]
+
+
 def origin_fields(config: Config) -> dict[str, Any]:
     """Where rows come from, as both kinds of settings take it. The seed draws a task's items, or the held-out rows."""
     data = config.data

@@ -19,8 +19,9 @@ from actors.data.errors import LISTED
 from actors.data.rows import read_rows
 from actors.data.stored import StoredRow
 from actors.rewards.runner import RewardError, RewardRunner
+from actors.rewards.spec import RewardSpec
 from cluster.config import Config, Problem
-from cluster.inputs import OnlineInputs, load_inputs, prompt_settings, prompt_window, reward_specs
+from cluster.inputs import OnlineInputs, judge_functions, load_inputs, prompt_settings, prompt_window, reward_specs
 from cluster.stored_inputs import StoredInputs, load_stored_inputs, stored_settings
 
 RENDERED = 3
@@ -153,16 +154,34 @@ def _first_rows(config: Config, count: int) -> list[int]:
     return [row for row, _ in order.take(0, min(RENDERED, count))]
 
 
+def scoring_functions(config: Config) -> list[RewardSpec]:
+    """Every function that the run would load: rewards, costs, judges."""
+    return [*reward_specs(config), *judge_functions(config)]
+
+
 def start_rewards(config: Config) -> tuple[RewardRunner | None, list[Problem]]:
-    """The reward process with every function loaded; all that do not load are Problems."""
+    """The reward process with every reward and cost function loaded; all that do not load are Problems. Judges are
+    loaded too, and left alone: they compare samples that there are none of yet."""
     limit = config.reward.memory_limit_gb
-    try:
-        runner = RewardRunner(
-            reward_specs(config), memory_limit_bytes=None if limit is None else int(limit * (1 << 30))
-        )
-    except RewardError as error:
-        return None, [Problem("reward.functions", line.strip()) for line in str(error).splitlines()[1:]]
-    return runner, []
+    bytes_limit = None if limit is None else int(limit * (1 << 30))
+    problems: list[Problem] = []
+    runner = None
+    for specs, section in ((reward_specs(config), "functions"), (judge_functions(config), "judges")):
+        if not specs:
+            continue
+        try:
+            started = RewardRunner(specs, memory_limit_bytes=bytes_limit)
+        except RewardError as error:
+            problems += [Problem(f"reward.{section}", line.strip()) for line in str(error).splitlines()[1:]]
+            continue
+        if section == "functions":
+            runner = started
+        else:
+            started.close()
+    if problems and runner is not None:
+        runner.close()
+        runner = None
+    return runner, problems
 
 
 def try_rewards(runner: RewardRunner, samples: Sequence[Rendered]) -> tuple[RewardFindings, list[Problem]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any
 from actors.engine_limits import read_model_config, unsupported_reason, untrainable_reason
 from cluster.config import Config, Problem
 from cluster.config.resolve import engine_settings
+from cluster.config.reward import Judge, RewardModel
 from cluster.inputs import is_hub_id, load_tokenizer
 from cluster.inspect.data import (
     DataFindings,
     RewardFindings,
     first_row_problems,
     look_at_data,
+    scoring_functions,
     start_rewards,
     try_rewards,
 )
@@ -64,7 +66,7 @@ def examine(config: Config, run_dir: Path | None = None, machine: Machine | None
     found = Examination(config, machine or this_machine())
     found.wrong += _missing_packages(config)
     with ThreadPoolExecutor(1) as helper:
-        starting = helper.submit(start_rewards, config) if config.reward.functions else None
+        starting = helper.submit(start_rewards, config) if scoring_functions(config) else None
         try:
             _look_at_models(found)
             _plan(found, run_dir)
@@ -106,6 +108,12 @@ def _look_at_models(found: Examination) -> None:
     described = read_model_config(str(found.model.path))
     if (untrainable := untrainable_reason(described, config.model.max_length)) is not None:
         found.wrong.append(Problem("model.path", untrainable))
+    classifies = any("SequenceClassification" in name for name in described.get("architectures") or ())
+    if classifies and config.algorithm.name != "reward_model":
+        found.wrong.append(Problem("model.path", "a classifier makes no text; give a causal language model"))
+    elif classifies and _labels(described) != 1:
+        wrong = f"its head has {_labels(described)} labels and a reward model's has one; start from a language model"
+        found.wrong.append(Problem("model.path", wrong))
     positions = found.facts.positions
     if positions and config.model.max_length > positions:
         wrong = f"must be at most the model's {positions} positions, got {config.model.max_length}"
@@ -172,22 +180,32 @@ def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFact
         if critic and critic.layers and layers is not None and layers > critic.layers:
             found.wrong.append(Problem("critic.layers", f"must be at most the model's {critic.layers}, got {layers}"))
     rewards = []
-    for name, reward in config.reward.models.items():
-        path = f"reward.models.{name}.path"
-        model = find_model(reward.path)
+    for path, scored_by in _scoring_models(config):
+        model = find_model(scored_by.path)
         _report_missing(found, path, model)
         rewards.append(facts_of(model))
-        if model.path is not None:
-            described = read_model_config(str(model.path))
-            labels = int(described.get("num_labels") or len(described.get("id2label", {"0": "", "1": ""})))
+        if model.path is not None and isinstance(scored_by, RewardModel):
+            labels = _labels(read_model_config(str(model.path)))
             if labels != 1:
-                found.wrong.append(
-                    Problem(
-                        path,
-                        f"a reward model has one label, {reward.path} has {labels}; export its head with num_labels 1",
-                    )
+                wrong = (
+                    f"a reward model has one label, {scored_by.path} has {labels}; export its head with num_labels 1"
                 )
+                found.wrong.append(Problem(path, wrong))
     return critic, rewards
+
+
+def _scoring_models(config: Config) -> Iterator[tuple[str, RewardModel | Judge]]:
+    """(key, settings) of every model that scores samples: rewards, costs, judges."""
+    reward = config.reward
+    yield from ((f"reward.models.{name}.path", model) for name, model in reward.models.items())
+    if reward.safety is not None:
+        yield from ((f"reward.safety.models.{name}.path", model) for name, model in reward.safety.models.items())
+    yield from ((f"reward.judges.{name}.path", judge) for name, judge in reward.judges.items() if judge.path)
+
+
+def _labels(described: Mapping[str, Any]) -> int:
+    """How many labels a classifier's config.json gives it; two where it says nothing, as transformers has it."""
+    return int(described.get("num_labels") or len(described.get("id2label", {"0": "", "1": ""})))
 
 
 def _look_at_inputs(found: Examination) -> None:

@@ -33,6 +33,8 @@ SHOWN = (
     "loss",
     "preference/accuracy",
     "preference/margin",
+    "safety/cost",
+    "safety/multiplier",
     "kl/ref",
     "policy/entropy",
     "policy/clip_fraction",
@@ -45,6 +47,7 @@ SHOWN = (
 
 PLAIN = ("reward/mean", "loss", "preference/accuracy", "kl/ref", "response/length_mean", "throughput/tokens_per_s")
 BEST_HIGH = ("reward/mean", "preference/accuracy", "preference/margin", "value/explained_variance", "eval/")
+BEST_LOW = ("eval/perplexity", "eval/calibration_error")
 RECENT = 20
 
 
@@ -265,6 +268,6 @@ def _trend(name: str, known: list[float]) -> Text:
     tenth = max(1, len(known) // 10)
     change = sum(known[-tenth:]) / tenth - sum(known[:tenth]) / tenth
     arrow = "→" if abs(change) < 1e-12 else "↑" if change > 0 else "↓"
-    wanted = name.startswith(BEST_HIGH)
+    wanted = name.startswith(BEST_HIGH) and name not in BEST_LOW
     style = "dim" if not wanted or arrow == "→" else "green" if change > 0 else "red"
     return Text(f"{arrow} {'+' if change > 0 else ''}{number(change)}", style=style)

@@ -1,6 +1,7 @@
 """`check` on a tiny model: what is wrong is found before a worker starts; what only this machine lacks is apart."""
 
 import json
+import shutil
 
 import pytest
 import typer
@@ -12,7 +13,7 @@ from cluster.inspect.examine import examine
 from cluster.inspect.machine import GIB, Machine
 from cluster.inspect.model import count_parameters, facts_by_config, facts_by_name, find_model
 from cluster.run.directory import RunDirectory
-from tests.fixtures.configs import GRPO, config
+from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_model
 
 LARGE = Machine(cpus=4, memory=64 * GIB, available=64 * GIB, gpus=())
@@ -237,3 +238,38 @@ class TestTheCommand:
         bad = load_config(tmp_path / "recipe.yaml", [*given, "rollout.kv_cache_gb=0.00001"])
         assert [problem.path for problem in problems(bad, str(tmp_path / "run"))] == ["rollout.kv_cache_gb"]
         assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_s_function_is_loaded_and_a_cost_is_tried(given, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def better(prompt, response, data):\n    return float(response > data['other'])\n"
+        "def cost(prompt, response, data):\n    return float(len(response))\n"
+    )
+    pair = "rollout.sampling.samples_per_prompt=2"
+    found = look(
+        given,
+        pair,
+        f"reward.judges={{better: {{function: '{tmp_path}/mine.py:better'}}}}",
+        f"reward.safety={{functions: {{long: {{function: '{tmp_path}/mine.py:cost'}}}}, bound: 5}}",
+    )
+    assert found.problems == [] and found.rewards.ignorant["long"] == len("I do not know.")
+    lacking = look(given, pair, f"reward.judges={{better: {{function: '{tmp_path}/mine.py:worse'}}}}")
+    (line,) = lines(lacking.wrong)
+    assert line.startswith("reward.judges: 'better'") and "worse" in line
+
+
+def test_a_policy_is_no_classifier_and_a_reward_model_has_one_label(given, model, tmp_path):
+    folder = tmp_path / "classifier"
+    shutil.copytree(model, folder)
+    body = json.loads((folder / "config.json").read_text())
+    classifier = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 2}
+    (folder / "config.json").write_text(json.dumps({**body, **classifier}))
+    assert lines(look(given, f"model.path={folder}").wrong) == [
+        "model.path: a classifier makes no text; give a causal language model"
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    changes = ["algorithm={name: reward_model}", f"model.path={folder}", f"data.path={pairs}"]
+    assert lines(examine(config(DPO, *changes), machine=LARGE).wrong) == [
+        "model.path: its head has 2 labels and a reward model's has one; start from a language model"
+    ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.run.metrics import Interval, Row
-from learners.presets import PREFERENCE_PRESETS
+from learners.presets import PRESETS
 
 MAX_POINTS = 2000
 """Steps drawn at most; a longer run is thinned evenly, evaluations kept."""
@@ -115,7 +115,7 @@ def facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     if learner:
         stage = (learner.get("zero") or {}).get("stage", 0)
         rows.append(("learner", f"{learner.get('ranks', 1)} x {learner.get('backend', '')}, ZeRO {stage}"))
-    if rollout and not _is_preference(config):
+    if rollout and _makes_samples(config):
         rows.append(("rollouts", f"{rollout.get('workers', 1)} x {rollout.get('engine', '')}"))
     return [(label, text) for label, text in rows if text]
 
@@ -127,12 +127,12 @@ def _method(config: Mapping[str, Any]) -> str:
     return f"{name}, advantage {advantage}" if advantage else name
 
 
-def _is_preference(config: Mapping[str, Any]) -> bool:
-    return (config.get("algorithm") or {}).get("name") in PREFERENCE_PRESETS
+def _makes_samples(config: Mapping[str, Any]) -> bool:
+    return (config.get("algorithm") or {}).get("name") in (*PRESETS, "online_dpo")
 
 
 def _parts(reward: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    return [*(reward.get("functions") or {}).items(), *(reward.get("models") or {}).items()]
+    return [part for kind in ("functions", "models", "judges") for part in (reward.get(kind) or {}).items()]
 
 
 def wall_time_s(rows: Sequence[Row]) -> float | None:

@@ -1,0 +1,48 @@
+"""The README's page on adding a method, done: its code, run as it stands there, is a method like any other."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TRIAL = """
+import torch
+from torch import Tensor
+from learners import presets
+from learners.presets import Preset, PolicyLossSettings
+from learners.row_advantages import ROW_ADVANTAGES, Rows, row_advantage
+
+{function}
+
+presets.PRESETS |= {{
+{line}
+}}
+presets.ADVANTAGES = (*presets.ADVANTAGES, "median")
+
+from cluster.config.resolve import resolve_method
+from tests.fixtures.configs import GRPO, config
+
+found = resolve_method(config(GRPO.replace("name: grpo", "name: median_po")))
+assert found.preset.advantage == "median", found
+
+import numpy as np
+from learners.experience import build_experience
+from learners.method import StepInputs
+from tests.fixtures.columns import batch_of, sample, scores_of
+
+batch = batch_of(*(sample(0, i, [5], [6, 7]) for i in range(3)))
+made = build_experience(StepInputs(0, batch, scores_of(1.0, 4.0, 6.0)), found)
+assert made.advantages_BT[:, 0].tolist() == [-3.0, 0.0, 2.0], made.advantages_BT
+print("learned")
+"""
+
+
+def test_the_readme_s_method_is_a_function_a_line_and_a_name_in_a_recipe():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    function, line = (part.split("\n", 1)[1] for part in re.split(r"(?m)^(?=# learners/)", code) if part)
+    # In a process of its own: the registries of this one stay as they are.
+    trial = TRIAL.format(function=function, line=line)
+    done = subprocess.run([sys.executable, "-c", trial], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "learned" in done.stdout, done.stderr[-2000:]
