@@ -39,15 +39,19 @@ FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weigh
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: where its report and its tuned policy are, and the held-out gain."""
+    """How a run ended: where its report and its exports are. policy: of the last step. best: of the evaluation that
+    was best, None where none was better than the start, or the run keeps no best."""
 
     report: Path
     policy: Path | None
+    best: Path | None
     reason: str
 
 
-def run(config: Config, directory: RunDirectory, *, resume: bool, console: Console) -> Outcome:
-    """Train. The directory was created or attached by the caller."""
+def run(
+    config: Config, directory: RunDirectory, *, resume: bool, console: Console, again: str | None = None
+) -> Outcome:
+    """Train. The directory was created or attached by the caller. again: what resumes it, if not this run."""
     if resume:
         _refuse_other_config(config, directory)
     with directory.lock():
@@ -76,7 +80,8 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
         except RunFailed as error:
             events.write("failed", str(error))
             (directory.logs / "failure.txt").write_text(traceback.format_exc())
-            raise RunFailed(f"{error}\nresume with: raylign train CONFIG --run-dir {directory} --resume") from error
+            command = again or f"raylign train CONFIG --run-dir {directory} --resume"
+            raise RunFailed(f"{error}\nresume with: {command}") from error
         except KeyboardInterrupt:
             events.write("interrupted", "stopped by Ctrl-C")
             console.close()
@@ -185,4 +190,12 @@ def _finish(job: Job, directory: RunDirectory, console: Console) -> Outcome:
             outcome=reason,
         )
     )
-    return Outcome(report, policy, reason)
+    return Outcome(report, policy, _best(job), reason)
+
+
+def _best(job: Job) -> Path | None:
+    """The export of the best evaluation. Step 0 is the model that the run began with, and has none."""
+    kept = job.config.checkpoint
+    if not (kept.export and kept.keep_best and job.state.best_step):
+        return None
+    return job.directory.policy(job.state.best_step)
