@@ -57,10 +57,14 @@ def run(
     with directory.lock():
         directory.write_config(config)
         model_path = resolve_model(config.model.path)
+        # Cutting back replaces events.jsonl: whoever opened it before would write into the file that is gone.
+        commit, damaged = _last_commit(directory) if resume else (None, [])
         events = EventsWriter(directory)
+        for problem in damaged:
+            events.write("damaged", problem)
+            console.event(f"skipping a damaged checkpoint: {problem}")
         metrics: MetricsWriter | None = None
         job: Job | None = None
-        commit = _last_commit(directory, events, console) if resume else None
         try:
             with Cluster(config.ray.address, logical_cpus(config)) as cluster:
                 placement = _placement(config, cluster)
@@ -100,14 +104,12 @@ def _kind(config: Config) -> type[Job]:
     return {"sft": SupervisedJob, "reward_model": RewardModelJob}.get(config.algorithm.name, PreferenceJob)
 
 
-def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:
-    """The newest checkpoint that verifies; the run's records are cut back to it (to nothing when there is none)."""
+def _last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with newer ones; the run's records are cut back to it (to
+    nothing when there is none)."""
     found, damaged = checkpoint.latest_whole(directory.checkpoints)
-    for problem in damaged:
-        events.write("damaged", problem)
-        console.event(f"skipping a damaged checkpoint: {problem}")
     directory.truncate_after(_step_of(found))
-    return found
+    return found, damaged
 
 
 def _step_of(commit: Path | None) -> int:

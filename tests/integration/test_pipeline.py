@@ -100,6 +100,8 @@ def test_an_interrupted_pipeline_goes_on_in_the_stage_that_was_not_done(pipeline
     assert {stage: (where / stage / "events.jsonl").read_bytes() for stage in before} == before, "a stage was redone"
     assert rows(where / "03-grpo")[:2] == first, "committed steps stand"
     assert [row["step"] for row in rows(where / "03-grpo")] == list(range(STEPS + 1))
+    kinds = [json.loads(line)["kind"] for line in (where / "03-grpo" / "events.jsonl").read_text().splitlines()]
+    assert kinds.count("start") == 2 and kinds[-1] == "end", "a resumed stage's events are recorded"
     done = json.loads((where / "pipeline.json").read_text())["finished"]
     assert [row["stage"] for row in done] == ["sft", "judge", "grpo"]
     _each_stage_took_the_formers_output(where, {row["stage"]: row["model"] for row in done})

@@ -59,7 +59,8 @@ def view(name: str, run: RunDirectory, config: Mapping[str, Any], done: Finished
     events = read_events(run.events_file) if begun else []
     results = results_of(rows, events, paired_gains(run, rows))
     parts = _parts(config, results)
-    own = [(key, text) for key, text in flat(config).items() if key not in common and text != DEFAULTS.get(key)]
+    settings = flat({key: value for key, value in config.items() if key != "name"})
+    own = [(key, text) for key, text in settings.items() if key not in common and text != DEFAULTS.get(key)]
     return StageView(
         name=name,
         state="done" if done else "begun" if begun else "waiting",

@@ -43,7 +43,7 @@ function drawStage(section, stage) {
   const specs = LEARNING.filter((spec) => spec.names && MAIN.includes(spec.names[0]) && has(spec.names[0]));
   fill(section.querySelector(".grid"), [
     ...stage.evals.filter((name) => has(name) && !shown.includes(name)).map(evalCard).map((made) => { made.card.classList.remove("wide"); return made; }),
-    ...specs.map((spec) => curveCard({ ...spec, wide: false }, spec.names)),
+    ...specs.map((spec) => curveCard({ ...spec, wide: false, note: spec.names[0] === "loss" ? "training" : spec.note }, spec.names)),
   ]);
 }
 
