@@ -1,6 +1,8 @@
 """A pipeline file: what merges, what a stage may refer to, where overrides go, and every problem at once."""
 
 import copy
+import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -146,6 +148,13 @@ def test_stages_need_names_of_their_own():
         "stages[2].name: two stages are named ppo; rename one",
         "stages[3].name: is required: later stages and overrides call the stage by it",
     ]
+
+
+def test_the_example_in_the_readme_is_a_pipeline():
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    example = text.split("## Pipelines")[1].split("    name: rlhf\n")[1].split("\n\n")[0]
+    pipeline = pipeline_of(yaml.safe_load("name: rlhf\n" + textwrap.dedent(example)), "README.md")
+    assert [stage.name for stage in pipeline.stages] == ["sft", "judge", "ppo"]
 
 
 def test_the_file_itself_has_three_keys():
