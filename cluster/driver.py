@@ -42,24 +42,32 @@ FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weigh
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: where its report and its tuned policy are, and the held-out gain."""
+    """How a run ended: where its report and its exports are. policy: of the last step. best: of the evaluation that
+    was best, None where none was better than the start, or the run keeps no best."""
 
     report: Path
     policy: Path | None
+    best: Path | None
     reason: str
 
 
-def run(config: Config, directory: RunDirectory, *, resume: bool, console: Console) -> Outcome:
-    """Train. The directory was created or attached by the caller."""
+def run(
+    config: Config, directory: RunDirectory, *, resume: bool, console: Console, again: str | None = None
+) -> Outcome:
+    """Train. The directory was created or attached by the caller. again: what resumes it, if not this run."""
     if resume:
         _refuse_other_config(config, directory)
     with directory.lock():
         directory.write_config(config)
         model_path = resolve_model(config.model.path)
+        # Cutting back replaces events.jsonl: whoever opened it before would write into the file that is gone.
+        commit, damaged = _last_commit(directory) if resume else (None, [])
         events = EventsWriter(directory)
+        for problem in damaged:
+            events.write("damaged", problem)
+            console.event(f"skipping a damaged checkpoint: {problem}")
         metrics: MetricsWriter | None = None
         job: Job | None = None
-        commit = _last_commit(directory, events, console) if resume else None
         try:
             with Cluster(config.ray.address, logical_cpus(config)) as cluster:
                 placement = _placement(config, cluster)
@@ -79,7 +87,8 @@ def run(config: Config, directory: RunDirectory, *, resume: bool, console: Conso
         except RunFailed as error:
             events.write("failed", str(error))
             (directory.logs / "failure.txt").write_text(traceback.format_exc())
-            raise RunFailed(f"{error}\nresume with: raylign train CONFIG --run-dir {directory} --resume") from error
+            command = again or f"raylign train CONFIG --run-dir {directory} --resume"
+            raise RunFailed(f"{error}\nresume with: {command}") from error
         except KeyboardInterrupt:
             events.write("interrupted", "stopped by Ctrl-C")
             console.close()
@@ -105,14 +114,12 @@ def _loop(job: Job) -> ModuleType:
     return online_dpo if isinstance(job, OnlinePairsJob) else ppo
 
 
-def _last_commit(directory: RunDirectory, events: EventsWriter, console: Console) -> Path | None:
-    """The newest checkpoint that verifies; the run's records are cut back to it (to nothing when there is none)."""
+def _last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with newer ones; the run's records are cut back to it (to
+    nothing when there is none)."""
     found, damaged = checkpoint.latest_whole(directory.checkpoints)
-    for problem in damaged:
-        events.write("damaged", problem)
-        console.event(f"skipping a damaged checkpoint: {problem}")
     directory.truncate_after(_step_of(found))
-    return found
+    return found, damaged
 
 
 def _step_of(commit: Path | None) -> int:
@@ -195,4 +202,12 @@ def _finish(job: Job, directory: RunDirectory, console: Console) -> Outcome:
             outcome=reason,
         )
     )
-    return Outcome(report, policy, reason)
+    return Outcome(report, policy, _best(job), reason)
+
+
+def _best(job: Job) -> Path | None:
+    """The export of the best evaluation. Step 0 is the model that the run began with, and has none."""
+    kept = job.config.checkpoint
+    if not (kept.export and kept.keep_best and job.state.best_step):
+        return None
+    return job.directory.policy(job.state.best_step)

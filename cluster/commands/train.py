@@ -1,12 +1,18 @@
-"""`raylign train`: check the input, open or resume the run directory, run."""
+"""`raylign train`: check the input, open or resume the run directory, run. A file with `stages` is a pipeline.
+
+In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Left out: how (driver.py, pipeline.py).
+"""
 
 from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from cluster.config import Config, Pipeline
 
 
 def train(
@@ -17,23 +23,40 @@ def train(
 ) -> None:
     """Tune a model."""
     from cluster.commands.check import problems
-    from cluster.config import ConfigError, load_config
+    from cluster.config import ConfigError, Pipeline, load_run
+
+    loaded = load_run(config, overrides or [])
+    where = run_dir or f"runs/{loaded.name}"
+    if wrong := problems(loaded, where):
+        raise ConfigError(str(config), wrong)
+    again = " ".join(["raylign train", str(config), *(overrides or []), "--run-dir", where, "--resume"])
+    # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if isinstance(loaded, Pipeline):
+            _train_pipeline(loaded, where, resume, again)
+        else:
+            _train_run(loaded, where, resume, again)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; resume with: {again}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _train_run(config: Config, where: str, resume: bool, again: str) -> None:
     from cluster.driver import run
     from cluster.run.console import Console
     from cluster.run.directory import RunDirectory
 
-    loaded = load_config(config, overrides or [])
-    where = run_dir or f"runs/{loaded.name}"
-    if wrong := problems(loaded, where):
-        raise ConfigError(str(config), wrong)
     directory = RunDirectory.attach(where) if resume else RunDirectory.create(where)
-    # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(loaded, directory, resume=resume, console=Console())
-    except KeyboardInterrupt:
-        typer.echo(
-            f"interrupted; resume with: raylign train {config} {' '.join(overrides or [])} --run-dir {where} --resume",
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    run(config, directory, resume=resume, console=Console(), again=again)
+
+
+def _train_pipeline(pipeline: Pipeline, where: str, resume: bool, again: str) -> None:
+    from cluster.pipeline import run_pipeline
+    from cluster.run.stages import PipelineDirectory
+
+    directory = PipelineDirectory.attach(where) if resume else PipelineDirectory.create(where)
+    if resume:
+        directory.refuse_other(pipeline)
+    report = run_pipeline(pipeline, directory, again=again, say=typer.echo)
+    typer.echo(f"pipeline {pipeline.name} is done; its report: {report}")

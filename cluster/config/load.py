@@ -54,6 +54,39 @@ _Loader.add_implicit_resolver(
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The config in `path` with overrides applied in order. Raises ConfigError with all problems."""
+    source, tree = str(path), read_tree(path)
+    if "stages" in tree:
+        wrong = "a pipeline is run by `raylign train` and looked at by `raylign check`; give a recipe of one run here"
+        raise ConfigError(source, [Problem("stages", wrong)])
+    return config_of(tree, source, overrides)
+
+
+def config_of(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that `tree` says, with overrides applied to it."""
+    problems: list[Problem] = []
+    for override in overrides:
+        try:
+            keys, value = parse_override(override)
+            set_key(tree, keys, value)
+        except ValueError as error:
+            problems.append(Problem(override, str(error)))
+    config, wrong = validate(tree)
+    if config is None or problems or wrong:
+        raise ConfigError(source, [*problems, *wrong])
+    return config
+
+
+def validate(tree: dict[str, Any]) -> tuple[Config | None, list[Problem]]:
+    """The config that `tree` says and all that is wrong with it; None where a section is no section yet."""
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        return None, explain(error)
+    return config, cross_section_problems(config)
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """The sections of a YAML file, unchecked."""
     source = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -67,22 +100,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(source, [Problem("", f"is not YAML: {' '.join(str(error).split())}")]) from error
     if not isinstance(tree, dict):
         raise ConfigError(source, [Problem("", "must be a mapping of sections, such as `algorithm: grpo`")])
-    problems: list[Problem] = []
-    for override in overrides:
-        try:
-            keys, value = parse_override(override)
-            _set(tree, keys, value)
-        except ValueError as error:
-            problems.append(Problem(override, str(error)))
-    try:
-        config = Config.model_validate(tree)
-    except ValidationError as error:
-        problems += [_explain(e) for e in error.errors()]
-        raise ConfigError(source, _without_echoes(problems)) from error
-    problems += cross_section_problems(config)
-    if problems:
-        raise ConfigError(source, problems)
-    return config
+    return tree
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -96,7 +114,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise ValueError(f"the value {value!r} is not YAML; quote it") from error
 
 
-def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+def set_key(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Put a value at a path of keys, making the sections on the way. ValueError where a value stands in it."""
     for depth, key in enumerate(keys[:-1]):
         child = tree.setdefault(key, {})
         if key == "algorithm" and isinstance(child, str):
@@ -109,15 +128,20 @@ def _set(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     tree[keys[-1]] = value
 
 
-def _explain(error: Any) -> Problem:
+def explain(error: ValidationError, schema: type[BaseModel] = Config) -> list[Problem]:
+    """One problem a line: a union that fails reports once per member, and the reader needs one of each."""
+    return list(dict.fromkeys(_explain(e, schema) for e in error.errors()))
+
+
+def _explain(error: Any, schema: type[BaseModel]) -> Problem:
     parts = [str(p) for p in error["loc"]]
     path = ".".join(parts)
     value = error["input"]
     match error["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(parts[-1], _keys_at(parts[:-1]), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(parts[-1], _keys_at(parts[:-1], schema), n=1, cutoff=0.5)
             if not near:
-                return Problem(path, f"unknown key; valid here: {', '.join(sorted(_keys_at(parts[:-1])))}")
+                return Problem(path, f"unknown key; valid here: {', '.join(sorted(_keys_at(parts[:-1], schema)))}")
             return Problem(path, f"unknown key; did you mean {'.'.join([*parts[:-1], near[0]])}?")
         case "missing":
             return Problem(path, "is required")
@@ -129,9 +153,8 @@ def _explain(error: Any) -> Problem:
             return Problem(path, f"{rule.replace('input should be', 'must be')}, got {value!r}")
 
 
-def _keys_at(path: Sequence[str]) -> list[str]:
+def _keys_at(path: Sequence[str], section: type[BaseModel]) -> list[str]:
     """Valid keys of the section at `path`."""
-    section: type[BaseModel] = Config
     for key in path:
         if key in section.model_fields:
             inner = _section_of(section.model_fields[key].annotation)
@@ -146,8 +169,3 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
         found = [s for s in map(_section_of, get_args(annotation)) if s is not None]
         return found[0] if found else None
     return None
-
-
-def _without_echoes(problems: list[Problem]) -> list[Problem]:
-    """A union that fails reports once per member; the reader needs one line per path and text."""
-    return list(dict.fromkeys(problems))

@@ -7,7 +7,8 @@ import pytest
 
 from actors.data.rows import create_task
 from actors.rewards.spec import resolve_function
-from cluster.config import load_config
+from cluster.config import Pipeline, load_config, load_run
+from cluster.config.pipeline import with_models
 from cluster.config.resolve import resolve_preset
 from cluster.inspect.machine import GIB
 from cluster.inspect.memory import gpu_bytes_needed, plan_memory
@@ -15,7 +16,10 @@ from cluster.inspect.model import ModelFacts, facts_by_config
 from cluster.placement import plan, shortage
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
-RECIPES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
+FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
+PIPELINES = {name: found for name, path in FILES.items() if isinstance(found := load_run(path), Pipeline)}
+RECIPES = {name: path for name, path in FILES.items() if name not in PIPELINES}
+STAGES = {f"{name}.{stage.name}": (name, stage) for name, found in PIPELINES.items() for stage in found.stages}
 METHODS = ("sft", "reward_model", "dpo", "online_dpo", "kto", "grpo", "dapo", "rloo", "safe_ppo")
 """Recipes of a method: one for two cores and one of the same name for GPUs."""
 PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode", *METHODS}
@@ -43,13 +47,16 @@ def facts(model: str) -> ModelFacts:
 
 
 def runs_on(name: str) -> dict[str, int]:
-    found = RUNS_ON.search(RECIPES[name].read_text())
+    found = RUNS_ON.search(FILES[name].read_text())
     assert found, f"{name} has no line `# Runs on: N cores, M GB.` or `# Runs on: N GPUs, M GB each.`"
     return {key: int(value) for key, value in found.groupdict().items() if value}
 
 
 def planned(name: str, gpus: float):
-    config = load_config(RECIPES[name])
+    return planned_run(load_config(RECIPES[name]), gpus)
+
+
+def planned_run(config, gpus: float):
     policy = facts(config.model.path)
     models = [facts(model.path) for model in config.reward.models.values()]
     placement = plan(config, 2, gpus)
@@ -63,6 +70,35 @@ def test_the_promised_recipes_are_here():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_loads_and_is_named_as_its_file(name):
     assert load_config(RECIPES[name]).name == name.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_loads_is_named_as_its_file_and_its_largest_stage_needs_what_it_says(name):
+    pipeline, said = PIPELINES[name], runs_on(name)
+    assert pipeline.name == name
+    planned = [planned_run(with_models(stage.config, pipeline.base), 0) for stage in pipeline.stages]
+    largest = max(memory.total for _, _, memory in planned) / GIB
+    assert said["memory"] / 2 < largest <= said["memory"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_evaluated_and_its_rewards_and_its_task_exist(name):
+    config = STAGES[name][1].config
+    assert config.data.heldout >= 100
+    assert 0 < config.evaluation.every_steps <= config.steps
+    assert config.steps % config.checkpoint.every_steps == 0
+    assert all(resolve_function(function.function) for function in config.reward.functions.values())
+    task = config.data.reasoning_gym
+    assert create_task(task.task, task.params, 1, task.seed)[0]["question"]
+
+
+def test_the_rlhf_pipeline_optimises_the_reward_model_alone_and_watches_the_rule():
+    stages = {stage.name: stage.config for stage in PIPELINES["rlhf_pipeline"].stages}
+    assert list(stages) == ["sft", "reward_model", "ppo"]
+    assert stages["reward_model"].model.path == stages["ppo"].model.path == "stage:sft"
+    reward = stages["ppo"].reward
+    assert (reward.models["rm"].path, reward.models["rm"].weight) == ("stage:reward_model", 1.0)
+    assert [function.weight for function in reward.functions.values()] == [0.0]
 
 
 @pytest.mark.parametrize("name", sorted(PROMISED))

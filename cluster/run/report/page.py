@@ -62,9 +62,9 @@ def render(run: RunDirectory, max_samples: int, now: float | None = None) -> str
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",
         directory=str(run),
         written=time.strftime("%Y-%m-%d %H:%M", time.localtime(now)),
-        style=Markup(_part("style.css")),  # our own files, no run's text in them
+        style=Markup(part("style.css")),  # our own files, no run's text in them
         plotly=Markup(get_plotlyjs()),
-        scripts=Markup("\n".join(_part(name) for name in SCRIPTS)),
+        scripts=Markup("\n".join(part(name) for name in SCRIPTS)),
         embedded=Markup(safe_json(embedded)),
     )
 
@@ -75,7 +75,8 @@ def safe_json(value: Any) -> str:
     return dense.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """A file of the templates, as it is."""
     return (Path(__file__).parent / "templates" / name).read_text()
 
 

@@ -1,7 +1,7 @@
 // What the other scripts share: the data, colours of the scheme in use, number text, element building.
 // Text always goes in as text nodes, never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const SERIES = DATA.series;
+let SERIES = DATA.series; // a page of several runs draws one after another
 
 function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
