@@ -52,7 +52,7 @@ class OnlineJob(Job):
                 trains=self.method,
                 policy=resolve.policy_settings(config, str(self.model_path), total),
                 critic=resolve.critic_settings(config, critic_path, total) if config.critic else None,
-                reference_path=str(self.model_path) if self.method.needs_reference else None,
+                reference_path=str(self.model_path) if resolve.needs_reference(config) else None,
                 device=placement.device,
                 timeout_s=config.learner.update_timeout_s,
                 temperature=self.method.temperature,

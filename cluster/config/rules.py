@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.algorithm import Resample
+from cluster.config.lora_rules import lora_problems
 from cluster.config.method_rules import method_problems
 from cluster.config.offline_rules import offline_problems
 from cluster.config.problem import Problem
@@ -27,7 +28,7 @@ GROUP_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline", "opo")
 def cross_section_problems(config: Config) -> list[Problem]:
     online = (_reward, _advantage, _loss, _kl, _correction, _sampling, _rollout, _minibatches)
     own = online if config.algorithm.online else (offline_problems,)
-    rules = (method_problems, _model, _data, *own, _learner, _evaluation, _ray)
+    rules = (method_problems, _model, lora_problems, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
 
