@@ -16,7 +16,7 @@ from cluster.placement import plan, shortage
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode"}
+PROMISED = {"grpo_demo", "lora_grpo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode"}
 RUNS_ON = re.compile(
     r"^# Runs on: (?:(?P<cores>\d+) cores, (?P<memory>\d+) GB|(?P<gpus>\d+) GPUs?, (?P<gpu>\d+) GB.*)\.$", re.M
 )
@@ -121,6 +121,16 @@ def test_the_demos_share_one_task_so_that_their_curves_can_be_compared():
         ppo.rollout.sampling,
         ppo.reward,
     )
+
+
+def test_the_adapter_s_recipe_is_the_grpo_demo_with_an_adapter_a_leash_and_a_higher_rate():
+    demo, adapter = (load_config(RECIPES[name]) for name in ("grpo_demo", "lora_grpo"))
+    assert (adapter.data, adapter.reward, adapter.rollout) == (demo.data, demo.reward, demo.rollout)
+    assert adapter.model.path == demo.model.path and adapter.model.lora.rank == 16
+    assert adapter.learner.optimizer.lr > demo.learner.optimizer.lr
+    assert resolve_preset(adapter).kl_place == "loss"
+    whole, small = (planned(name, 0)[2].role("learner").parts for name in ("grpo_demo", "lora_grpo"))
+    assert "reference" not in small and small["optimiser"] < whole["optimiser"] / 20
 
 
 def test_the_demos_comments_are_true():

@@ -451,3 +451,28 @@ def test_judged_responses_and_ratings_are_accepted_where_they_are_learned_from()
     assert problems(DPO, KTO, LABELLED) == []
     assert problems(DPO, REWARD, LABELLED, "data.labels.range=[1, 5]", "learner.optimizer.head_lr=0.1") == []
     assert problems(DPO, REWARD, "data.labels.margin_column=m") == []
+
+
+REWARD_MODEL = DPO.replace("{name: dpo, preference: {loss: sigmoid}}", "reward_model")
+TOO_LARGE = "model.lora.rank: vLLM runs ranks up to 512, got 513; lower it"
+NOTHING = "model.lora.targets: no module is adapted, so nothing is trained; name some or use all-linear"
+HEAD = "model.lora.targets: embeddings and output heads cannot be adapted, got lm_head; remove it"
+OWN_HEAD = "model.lora.export: a reward model's head is trained beside its adapter; use merged, got adapter"
+NO_EXPORT = "model.lora.export: nothing is exported; set checkpoint.export or remove it, got adapter"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (GRPO, ["model.lora={rank: 513}"], [TOO_LARGE]),
+        (GRPO, ["model.lora={targets: []}"], [NOTHING]),
+        (DPO, ["model.lora={targets: [q_proj, lm_head]}"], [HEAD]),
+        (REWARD_MODEL, ["model.lora={export: adapter}"], [OWN_HEAD]),
+        (DPO, ["model.lora={export: adapter}", "checkpoint.export=false"], [NO_EXPORT]),
+        (PPO, ["model.lora={}", "learner.ranks=2", "learner.zero.stage=3"], []),
+        (GRPO, ["model.lora={targets: [q_proj, layers.0.mlp.up_proj], rank: 512, alpha: 1.5}"], []),
+        (REWARD_MODEL, ["model.lora={}"], []),
+    ],
+)
+def test_adapters(text, overrides, expected):
+    assert problems(text, *overrides) == expected
