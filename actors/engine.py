@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from actors.lora import LoraSettings
 from actors.types import FinishReason, WeightBucket
 
 
@@ -25,7 +26,8 @@ class EngineBetweenVersions(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine needs to start. `model_path` is a Hugging Face directory."""
+    """What an engine needs to start. `model_path` is a Hugging Face directory. With `lora` the engine serves that model
+    with an adapter, which alone is published to it; until the first one comes it serves the model itself."""
 
     model_path: str
     dtype: str = "bfloat16"
@@ -36,6 +38,7 @@ class EngineSettings:
     tensor_parallel: int = 1
     enforce_eager: bool = True
     seed: int = 0
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

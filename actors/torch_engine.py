@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
+from actors.adapters import AdapterInbox, adapter_parameters, attach
 from actors.buckets import tensors_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, room
@@ -54,6 +55,12 @@ class TorchEngine:
         self._device = torch.device(device)
         dtype = getattr(torch, settings.dtype)
         self._model = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=dtype).to(self._device).eval()
+        self._inbox: AdapterInbox | None = None
+        if settings.lora is not None:
+            attach(self._model, settings.lora)
+            for parameter in adapter_parameters(self._model).values():
+                parameter.data = parameter.data.to(dtype)
+            self._inbox = AdapterInbox({n: tuple(p.shape) for n, p in adapter_parameters(self._model).items()})
         self._end_tokens = frozenset(end_tokens(settings.model_path))
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._queued: dict[str, _Row] = {}
@@ -95,12 +102,18 @@ class TorchEngine:
 
     def start_update(self) -> None:
         self._between = True
+        if self._inbox is not None:
+            self._inbox.clear()
+            return
         self._missing = {id(p) for p in self._model.parameters()}
 
     @torch.no_grad()
     def load_bucket(self, bucket: WeightBucket) -> None:
         if not self._between:
             raise RuntimeError("load_bucket outside an update: call start_update first")
+        if self._inbox is not None:
+            self._inbox.put(bucket)
+            return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         for name, tensor in tensors_of(bucket):
             if name not in parameters:
@@ -110,9 +123,16 @@ class TorchEngine:
             parameters[name].copy_(tensor)
             self._missing.discard(id(parameters[name]))
 
+    @torch.no_grad()
     def finish_update(self) -> None:
         if not self._between:
             raise RuntimeError("finish_update outside an update: call start_update first")
+        if self._inbox is not None:
+            parameters = adapter_parameters(self._model)
+            for name, tensor in self._inbox.take().items():
+                parameters[name].copy_(tensor)
+            self._between = False
+            return
         lacking = sorted(name for name, p in self._model.named_parameters() if id(p) in self._missing)
         if lacking:
             raise ValueError(f"the update lacks {len(lacking)} parameters, such as {lacking[0]}: publish them all")

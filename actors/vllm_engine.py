@@ -9,33 +9,21 @@ sampling across engines, the NCCL and CUDA IPC transports.
 
 from __future__ import annotations
 
+import actors.vllm_environment  # noqa: F401 - vLLM reads it when it is imported
+
+# isort: split
 import gc
-import os
 from collections.abc import Sequence
 from typing import Any
-
-# Read by vLLM when it is imported or when an engine starts. In process, quiet, nothing sent home; our threads, not
-# vLLM's binding of them to cores. A sequence of exactly max_model_len tokens must be scorable, which takes vLLM one
-# position more than the model may have (it is never fed).
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # the other runner samples on the device by other rules
-os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
-os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # a fork would inherit this process's groups
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import numpy as np
 import torch
 from vllm import SamplingParams, TokensPrompt
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -46,6 +34,7 @@ from actors.engine_limits import end_tokens, read_model_config, room, unsupporte
 from actors.numerics import settle_kernels
 from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
+from actors.vllm_adapter import AdapterSlot, adapter_args, add_by_matmul
 
 settle_kernels()  # here, for every worker process of vLLM imports this file before it loads its model
 
@@ -67,6 +56,11 @@ class WeightPort:
             return draw(logits, uniforms(seeds, [len(state.output_token_ids) for state in states]), k, p)
 
         runner.sampler.topk_topp_sampler.forward = forward
+
+    def raylign_use_matmul_adapter(self) -> None:
+        manager = self.model_runner.lora_manager._adapter_manager
+        for wrapper in manager.punica_wrapper_mapping.values():
+            wrapper.add_lora_linear = add_by_matmul
 
     def raylign_start_update(self) -> None:
         model = self.model_runner.get_model()
@@ -121,6 +115,10 @@ class VllmEngine:
         self._end_tokens = list(end_tokens(settings.model_path))
         self._engine: LLMEngine | None = LLMEngine.from_engine_args(_engine_args(settings, device))
         self._engine.collective_rpc("raylign_use_seeded_draw")
+        self._lora: LoRARequest | None = None
+        self._adapter = AdapterSlot(settings, self._load_adapter) if settings.lora is not None else None
+        if self._adapter is not None and device == "cpu":
+            self._engine.collective_rpc("raylign_use_matmul_adapter")
         VllmEngine._in_process += settings.tensor_parallel == 1
         self._between = False
         self._salt = 0
@@ -142,9 +140,8 @@ class VllmEngine:
         if self._between:
             raise EngineBetweenVersions("the engine is between two versions: finish an update before decoding")
         held, self._held = self._held, []
-        outputs = held + [self._convert(raw) for raw in self._engine.step()]
         # A request stands twice when it advanced during `logprobs` and again now; both belong to it, in this order.
-        return outputs
+        return held + [self._convert(raw) for raw in self._engine.step()]
 
     def abort(self, request_ids: Sequence[str]) -> None:
         known = [i for i in request_ids if i in self._requests]
@@ -176,7 +173,7 @@ class VllmEngine:
                 raise ValueError(
                     f"a probe of {len(tokens)} tokens is past max_model_len {self._settings.max_model_len}: shorten it"
                 )
-            self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params)
+            self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params, lora_request=self._lora)
         lengths = dict(zip(ids, (len(r) for r in responses), strict=True))
         while len(found) < len(ids):
             for raw in self._engine.step():
@@ -188,17 +185,26 @@ class VllmEngine:
 
     def start_update(self) -> None:
         self._between = True
-        self._engine.collective_rpc("raylign_start_update")
+        if self._adapter is None:
+            self._engine.collective_rpc("raylign_start_update")
+        else:
+            self._adapter.inbox.clear()
 
     def load_bucket(self, bucket: WeightBucket) -> None:
         if not self._between:
             raise RuntimeError("load_bucket outside an update: call start_update first")
-        self._engine.collective_rpc("raylign_load_bucket", args=(bucket,))
+        if self._adapter is None:
+            self._engine.collective_rpc("raylign_load_bucket", args=(bucket,))
+        else:
+            self._adapter.inbox.put(bucket)
 
     def finish_update(self) -> None:
         if not self._between:
             raise RuntimeError("finish_update outside an update: call start_update first")
-        self._engine.collective_rpc("raylign_finish_update")
+        if self._adapter is None:
+            self._engine.collective_rpc("raylign_finish_update")
+        else:
+            self._adapter.finish()
         self._salt += 1
         # Requests that have no token yet start again, so that their prompt is read under the new weights only.
         # Those that have tokens go on over the keys and values they have.
@@ -219,7 +225,13 @@ class VllmEngine:
 
     def _submit(self, request: Request, max_tokens: int) -> None:
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_tokens), cache_salt=str(self._salt))
-        self._engine.add_request(request.id, prompt, self._sampling_params(request, max_tokens))
+        params = self._sampling_params(request, max_tokens)
+        self._engine.add_request(request.id, prompt, params, lora_request=self._lora)
+
+    def _load_adapter(self, folder: str) -> None:
+        """Loaded again in place, under the name that all requests carry."""
+        self._engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True))
+        self._lora = LoRARequest("policy", 1, folder)
 
     def _sampling_params(self, request: Request, max_tokens: int) -> SamplingParams:
         """EOS is ours to define: vLLM's own is switched off and our end tokens are stop tokens, which it keeps in
@@ -277,6 +289,7 @@ def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
         generation_config="vllm",  # sampling defaults come from our settings, not from the model's directory
         worker_extension_cls=f"{WeightPort.__module__}.{WeightPort.__qualname__}",
         disable_log_stats=True,
+        **adapter_args(settings),
     )
 
 

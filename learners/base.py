@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.adapters import adapters_off, published_name
 from actors.buckets import make_buckets
 from actors.forward import score_tokens
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
-from learners.engine import StepResult, TrainEngine
+from learners.engine import StepResult, TrainEngine, unwrapped
+from learners.merging import merged, scalings
 from learners.method import StepInputs, TokenColumn, UpdateSettings
 
 
@@ -27,6 +29,7 @@ class LearnerBase:
     def __init__(self, engine: TrainEngine, update: UpdateSettings) -> None:
         self._engine = engine
         self._update = update
+        self._adapted = scalings(unwrapped(engine.module))
 
     @property
     def rank(self) -> int:
@@ -38,12 +41,20 @@ class LearnerBase:
         return {}
 
     def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """Whole parameters by their Hugging Face names."""
-        return self._engine.full_parameters(max_bytes)
+        """Whole parameters by their Hugging Face names, an adapter merged into them."""
+        return merged(self._engine.full_parameters(max_bytes), self._adapted)
+
+    def published_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """What an engine must receive: everything, or the adapter alone by its published names."""
+        if not self._adapted:
+            yield from self.full_parameters(max_bytes)
+            return
+        for part in self._engine.full_parameters(max_bytes, trained=True):
+            yield [(published_name(name), tensor) for name, tensor in part]
 
     def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
         """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering."""
-        named = (item for part in self.full_parameters(max_bytes) for item in part)
+        named = (item for part in self.published_parameters(max_bytes) for item in part)
         digests: list[str] = []
         nbytes = 0
         for bucket in make_buckets(named, max_bytes):
@@ -81,6 +92,13 @@ class PolicyBase(LearnerBase):
             ranks=self._engine.world_size,
         )
         return TokenColumn(slots, values)
+
+    def reference_logprobs(self, batch: SampleBatch) -> TokenColumn:
+        """This rank's share of the base's log-probs: the policy's, its adapter off."""
+        if not self._adapted:
+            raise ValueError("a policy that is tuned whole is not its own reference; load one beside it")
+        with adapters_off(self._engine.module):
+            return self.logprobs(batch)
 
     def row_logprobs(self, inputs: StepInputs) -> np.ndarray:
         """float64 [B, 2]: each row's summed log-prob (`inputs.old`) over its trained tokens, and how many those are."""

@@ -186,8 +186,8 @@ class DeepSpeedEngine:
         self._loss_finite.fill_(True)
         return StepResult(applied, norm, lr)
 
-    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        for bucket in in_buckets(self._all, max_bytes, DTYPES[self._dtype].itemsize):
+    def full_parameters(self, max_bytes: int, *, trained: bool = False) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        for bucket in in_buckets(self._trainable if trained else self._all, max_bytes, DTYPES[self._dtype].itemsize):
             if self._zero.stage < 3:
                 yield [(p.name, p.parameter.detach()) for p in bucket]
                 continue

@@ -46,9 +46,10 @@ class TrainEngine(Protocol):
     def step(self) -> StepResult:
         """Clip, step the optimiser and the schedule, clear gradients."""
 
-    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        """Whole parameters by Hugging Face name in `module.named_parameters()` order (tied ones once), in lists of at
-        most `max_bytes` (one tensor alone may exceed it), gathered piece by piece; in the model's compute dtype."""
+    def full_parameters(self, max_bytes: int, *, trained: bool = False) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Whole parameters (`trained`: those alone that are) by Hugging Face name in `module.named_parameters()` order
+        (tied ones once), in lists of at most `max_bytes` (one tensor alone may exceed it), gathered piece by piece; in
+        the model's compute dtype."""
 
     def save(self, directory: Path) -> None:
         """Write this rank's whole training state (master weights, optimiser, schedule) into `directory`, as
@@ -60,3 +61,8 @@ class TrainEngine(Protocol):
 
     def close(self) -> None:
         """Release memory and the process group if this engine made it."""
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The network inside an engine's wrapper."""
+    return getattr(module, "module", module)

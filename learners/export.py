@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from actors.adapters import write_adapter
+from actors.lora import LoraSettings
+from actors.pretrained import HUB_ID
 from learners.base import LearnerBase
 from learners.method import StepInputs
 
@@ -42,8 +45,7 @@ def export_policy(policy: LearnerBase, directory: Path, source: Path, facts: Map
     """
     staged = directory.with_name(f".{directory.name}.tmp")
     if policy.rank == 0:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
+        _empty(staged)
     index: dict[str, str] = {}
     total, dtype = 0, ""
     held: dict[str, torch.Tensor] = {}
@@ -72,12 +74,46 @@ def export_policy(policy: LearnerBase, directory: Path, source: Path, facts: Map
     else:
         body = {"metadata": {"total_size": total}, "weight_map": index}
         (staged / "model.safetensors.index.json").write_text(json.dumps(body, indent=2))
-    for name in CARRIED:
-        if (source / name).is_file():
-            shutil.copy(source / name, staged / name)
+    _carry(source, staged, CARRIED)
     _write_config(staged / "config.json", {**policy.config_changes, "dtype": dtype})
+    _finish(staged, directory, facts)
+
+
+def export_adapter(
+    policy: LearnerBase, directory: Path, source: Path, facts: Mapping[str, Any], lora: LoraSettings
+) -> None:
+    """Collective: rank 0 writes the adapter as a PEFT directory, with the tokenizer it was trained with. It names its
+    base by hub id, or by the directory it was loaded from."""
+    held: dict[str, torch.Tensor] = {}
+    for part in policy.published_parameters(SHARD_BYTES):
+        if policy.rank == 0:
+            held.update((name, tensor.detach().cpu().contiguous().clone()) for name, tensor in part)
+    if policy.rank != 0:
+        return
+    staged = directory.with_name(f".{directory.name}.tmp")
+    _empty(staged)
+    model = str(facts["model"])
+    base = model if HUB_ID.fullmatch(model) and not Path(model).is_dir() else str(source)
+    write_adapter(staged, held, lora, base)
+    _carry(source, staged, [name for name in CARRIED if name not in ("config.json", "generation_config.json")])
+    _finish(staged, directory, facts, library="peft", base=base)
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _carry(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
+
+
+def _finish(staged: Path, directory: Path, facts: Mapping[str, Any], **card: str) -> None:
+    """Add what every export has, and put it in its place whole."""
     (staged / "raylign.json").write_text(json.dumps({k: facts[k] for k in ("run", "step", "digest")}) + "\n")
-    (staged / "README.md").write_text(model_card(facts))
+    (staged / "README.md").write_text(model_card(facts, **card))
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(staged, directory)
@@ -91,12 +127,13 @@ def _write_config(config: Path, changes: Mapping[str, Any]) -> None:
     config.write_text(json.dumps({**body, **changes}, indent=2, sort_keys=True) + "\n")
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
-    """The card: what was tuned, how, and what it scored."""
+def model_card(facts: Mapping[str, Any], library: str = "transformers", base: str | None = None) -> str:
+    """The card: what was tuned, how, and what it scored. base: of an adapter."""
     rows = "\n".join(f"| {name} | {text} |" for name, text in facts["evaluation"].items())
+    of_base = f"base_model: {base}\n" if base else ""
     table = f"\n| evaluation | result |\n| --- | --- |\n{rows}\n" if rows else ""
     return (
-        f"---\nlibrary_name: transformers\ntags: [raylign, {facts['method']}]\n---\n\n"
+        f"---\nlibrary_name: {library}\n{of_base}tags: [raylign, {facts['method']}]\n---\n\n"
         f"# {facts['run']}, step {facts['step']}\n\n"
         f"Tuned from `{facts['model']}` with {facts['method'].upper()} by Raylign. "
         f"Weights digest `{facts['digest'][:12]}`.\n{table}"

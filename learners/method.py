@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from actors.lora import LoraSettings
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.presets import PreferenceSettings, Preset, RewardModelSettings
@@ -42,7 +43,8 @@ Training = Method | PreferenceSettings | SupervisedSettings | RewardModelSetting
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How to load one model. layers: keep only the trunk's first so many (None: all)."""
+    """How to load one model. layers: keep only the trunk's first so many (None: all). lora: train an adapter and hold
+    the rest still (None: train everything)."""
 
     path: str
     dtype: str = "bfloat16"
@@ -50,6 +52,7 @@ class ModelSettings:
     trust_remote_code: bool = False
     gradient_checkpointing: bool = False
     layers: int | None = None
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,7 @@ class UpdateResult:
 
 __all__ = [
     "LearnerSettings",
+    "LoraSettings",
     "Method",
     "ModelSettings",
     "OptimizerSettings",

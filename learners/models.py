@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from actors.adapters import attach
 from actors.attention import implementation
 from actors.forward import PackedTensors
 from actors.numerics import settle_kernels
@@ -99,6 +100,10 @@ def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
             module.p = 0.0
         _no_dropout(module)  # attention layers keep the config's rate as a number of their own
     _no_dropout(trunk.config)
+    if settings.lora is not None:
+        attach(trunk, settings.lora)
+        if isinstance(model, RewardNetwork):
+            trunk.score.requires_grad_(True)  # it starts at zero or was another's: nothing is learned without it
     if settings.gradient_checkpointing:
         # Checkpointing is off in eval mode; with every dropout at 0, train mode computes the same.
         trunk.gradient_checkpointing_enable({"use_reentrant": False})

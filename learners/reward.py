@@ -18,7 +18,7 @@ from actors.forward import PackedTensors, to_tensors
 from actors.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.base import LearnerBase, step_metrics
-from learners.engine import TrainEngine
+from learners.engine import TrainEngine, unwrapped
 from learners.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.preference import longest_pair, sides
 from learners.preference_losses import reward_model_loss
@@ -37,11 +37,11 @@ class RewardLearner(LearnerBase):
 
     @property
     def config_changes(self) -> Mapping[str, Any]:
-        name = type(inner(self._engine.module).classifier).__name__
+        name = type(unwrapped(self._engine.module).classifier).__name__
         return {"architectures": [name], "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
 
     def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        for part in self._engine.full_parameters(max_bytes):
+        for part in super().full_parameters(max_bytes):
             yield [(name.removeprefix(PREFIX), tensor) for name, tensor in part]
 
     @torch.no_grad()
@@ -110,8 +110,3 @@ def rating_loss(
     total = max(float(len(scores_R)) if total_rows is None else total_rows, 1.0)
     loss = (scores_R - ratings_R.detach()).square().sum() / total
     return loss, {"loss": loss.detach(), "rewards/mean": scores_R.detach().sum() / total}
-
-
-def inner(module: torch.nn.Module) -> torch.nn.Module:
-    """The network inside an engine's wrapper."""
-    return getattr(module, "module", module)

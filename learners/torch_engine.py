@@ -103,8 +103,8 @@ class TorchEngine:
         self._loss_finite.fill_(True)
         return StepResult(applied, norm, lr)
 
-    def full_parameters(self, max_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-        for bucket in in_buckets(self._all, max_bytes, DTYPES[self._dtype].itemsize):
+    def full_parameters(self, max_bytes: int, *, trained: bool = False) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        for bucket in in_buckets(self._trainable if trained else self._all, max_bytes, DTYPES[self._dtype].itemsize):
             yield [(p.name, p.parameter.detach()) for p in bucket]
 
     def save(self, directory: Path) -> None:

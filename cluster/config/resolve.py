@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from actors.engine import EngineSettings
+from actors.lora import LoraSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from learners.engine_settings import OptimizerSettings, ZeroSettings
@@ -86,8 +87,8 @@ def training(config: Config) -> Training:
 
 def needs_reference(config: Config) -> bool:
     """Whether a frozen reference is loaded beside the policy. Offline its log-probs are computed once, by the policy
-    before its first step."""
-    if not config.algorithm.online:
+    before its first step; with an adapter it is the policy with the adapter off."""
+    if not config.algorithm.online or config.model.lora is not None:
         return False
     return config.algorithm.name == "online_dpo" or resolve_preset(config).kl_place != "none"
 
@@ -131,12 +132,22 @@ def engine_settings(config: Config, model_path: str) -> EngineSettings:
         tensor_parallel=r.tensor_parallel,
         enforce_eager=r.enforce_eager,
         seed=config.seed,
+        lora=lora_settings(config),
     )
+
+
+def lora_settings(config: Config) -> LoraSettings | None:
+    """The policy's (or the reward model's) adapter; a critic is tuned whole."""
+    lora = config.model.lora
+    if lora is None:
+        return None
+    targets = None if lora.targets == "all-linear" else tuple(lora.targets)
+    return LoraSettings(lora.rank, lora.alpha, targets, config.seed, lora.export)
 
 
 def policy_settings(config: Config, model_path: str, total_steps: int) -> LearnerSettings:
     return LearnerSettings(
-        model=_model(config, model_path, layers=None),
+        model=dataclasses.replace(_model(config, model_path, layers=None), lora=lora_settings(config)),
         optimizer=_optimizer(config.learner.optimizer, total_steps),
         zero=_zero(config.learner.zero),
         update=_update(config),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.algorithm import Resample
+from cluster.config.lora_rules import lora_problems
 from cluster.config.method_rules import method_problems
 from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
@@ -24,7 +25,7 @@ def cross_section_problems(config: Config) -> list[Problem]:
     own = (
         (reward_problems, *kind, _sampling, _rollout, _minibatches) if config.algorithm.online else (offline_problems,)
     )
-    rules = (method_problems, _model, _data, *own, _learner, _evaluation, _ray)
+    rules = (method_problems, _model, lora_problems, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
 

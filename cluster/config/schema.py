@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from cluster.config.algorithm import Algorithm
+from cluster.config.lora import Lora
 from cluster.config.reward import Reward
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
 
@@ -27,6 +28,8 @@ class Model(Section):
     trust_remote_code: bool = False
     gradient_checkpointing: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
+    lora: Lora | None = None
+    """Train an adapter; default: the whole model."""
 
 
 class ReasoningGym(Section):

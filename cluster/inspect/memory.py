@@ -45,7 +45,7 @@ class RoleMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """shared: bytes in the object store: two versions of the weights, of which one is being replaced."""
+    """shared: bytes in the object store: two versions of what is published, of which one is being replaced."""
 
     roles: tuple[RoleMemory, ...]
     shared: int
@@ -73,13 +73,19 @@ def plan_memory(
         models = sum(facts.parameters * 2 for facts in reward_models if facts)  # scorers hold bfloat16
         parts = {"runtime": RUNTIME["scorer"], **({"reward models": models} if models else {})}
         roles.append(RoleMemory("scorer", config.reward.processes, parts, all(reward_models)))
-    return MemoryPlan(tuple(roles), 2 * policy.parameters * element)
+    return MemoryPlan(tuple(roles), 2 * tuned_parameters(config, policy) * element)
 
 
 def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> RoleMemory:
-    """One rank: policy, critic where there is one, and the frozen reference, whole on each rank."""
+    """One rank: policy, critic where there is one, and the frozen reference, whole on each rank. An adapter stands
+    beside its base, which has no gradients and is the reference itself."""
     ranks, element = config.learner.ranks, BYTES[config.model.dtype]
-    parts = _trained(policy.parameters, config.learner.zero, ranks, element)
+    zero, tuned = config.learner.zero, tuned_parameters(config, policy)
+    parts = _trained(tuned, zero, ranks, element)
+    if tuned != policy.parameters:
+        place = "offloaded state" if zero.offload_parameters == "cpu" else "weights"
+        base = policy.parameters * element // (ranks if zero.stage == 3 else 1)
+        parts[place] = parts.get(place, 0) + base
     if critic is not None:
         zero = config.critic.zero
         for part, size in _trained(critic_parameters(config, critic), zero, ranks, element).items():
@@ -94,6 +100,22 @@ def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> R
             parts["logits"] = 2 * tokens * policy.vocabulary * element
     parts["runtime"] = RUNTIME["learner"]
     return RoleMemory("learner", ranks, parts, known)
+
+
+def tuned_parameters(config: Config, facts: ModelFacts) -> int:
+    """How many of the policy's (or reward model's) parameters are trained and published: all, or an adapter's. Where
+    only the model's name is known an adapter counts as a fiftieth, more than rank 16 has in models of 1B and up."""
+    lora = config.model.lora
+    if lora is None:
+        return facts.parameters
+    if not facts.layers:
+        return facts.parameters // 50
+    attention, keys = facts.hidden + facts.heads * facts.head_dim, facts.hidden + facts.kv_heads * facts.head_dim
+    feed_forward = facts.hidden + facts.intermediate
+    sizes = {"q_proj": attention, "k_proj": keys, "v_proj": keys, "o_proj": attention}
+    sizes |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), feed_forward)
+    targets = sizes if lora.targets == "all-linear" else {target.rpartition(".")[2] for target in lora.targets}
+    return facts.layers * lora.rank * sum(sizes.get(target, feed_forward) for target in targets)
 
 
 def _trained(parameters: int, zero: Zero, ranks: int, element: int) -> dict[str, int]:
@@ -136,7 +158,8 @@ def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
     """One worker, all of its devices together. On a GPU its cache takes what gpu_memory_utilization leaves; here it
     counts as what one sequence of the whole window takes, the least that runs."""
     rollout, element = config.rollout, BYTES[config.model.dtype]
-    parts = {"weights": facts.parameters * element}
+    adapter = tuned_parameters(config, facts) if config.model.lora is not None else 0
+    parts = {"weights": (facts.parameters + adapter) * element}
     if device == "cpu":
         parts["kv cache"] = int(rollout.kv_cache_gb * (1 << 30))
     elif facts.layers:
@@ -161,7 +184,9 @@ def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:
 
 def checkpoint_bytes(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> int:
     """Bytes the run directory takes at most: checkpoints kept and one being written, and two exported policies."""
-    trained = policy.parameters + (critic_parameters(config, critic) if critic else 0)
+    trained = tuned_parameters(config, policy) + (critic_parameters(config, critic) if critic else 0)
     kept = config.checkpoint.keep_last + int(config.checkpoint.keep_best) + 1
-    exports = 2 * policy.parameters * BYTES[config.model.dtype] if config.checkpoint.export else 0
+    lora = config.model.lora
+    exported = tuned_parameters(config, policy) if lora is not None and lora.export == "adapter" else policy.parameters
+    exports = 2 * exported * BYTES[config.model.dtype] if config.checkpoint.export else 0
     return kept * trained * 12 + exports

@@ -49,6 +49,7 @@ class ModelFacts:
     head_dim: int = 0
     vocabulary: int = 0
     positions: int = 0
+    heads: int = 0
 
     @property
     def embedding_parameters(self) -> int:
@@ -141,6 +142,7 @@ def facts_by_config(config: Mapping[str, Any]) -> ModelFacts:
         head_dim=head_dim,
         vocabulary=vocabulary,
         positions=int(text.get("max_position_embeddings") or 0),
+        heads=heads,
     )
 
 

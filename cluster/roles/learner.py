@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
     """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
-    absent: the other group has it; the reference lives with the policy. temperature: of sampling, which training
+    absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
+    has one (reference_path None). temperature: of sampling, which training
     divides logits by too. device: "cpu" or "cuda"."""
 
     trains: Training
@@ -128,6 +129,8 @@ class LearnerRole:
     # --- one step ---
 
     def reference_logprobs(self, *chunks: SampleBatch) -> TokenColumn:
+        if self.reference is None:
+            return self.policy.reference_logprobs(SampleBatch.concat(chunks))
         slots, values = self.reference.logprobs(SampleBatch.concat(chunks), rank=self._rank, ranks=self._ranks)
         return TokenColumn(slots, values)
 
@@ -178,9 +181,13 @@ class LearnerRole:
             learner.load(Path(directory) / name)
 
     def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
-        from learners.export import export_policy
+        from learners.export import export_adapter, export_policy
 
-        export_policy(self.policy, Path(directory), Path(source), facts)
+        lora = self._spec.policy.model.lora
+        if lora is not None and lora.export == "adapter":
+            export_adapter(self.policy, Path(directory), Path(source), facts, lora)
+        else:
+            export_policy(self.policy, Path(directory), Path(source), facts)
 
     def dump(self, path: str, layout: Mapping[str, Any], *columns: Any) -> None:
         """Save a step's inputs for a look at what was not finite."""

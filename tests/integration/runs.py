@@ -70,7 +70,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def recipe(directory: Path, model: Path, **changes: Any) -> Path:
+def recipe(directory: Path, model: Path, /, **changes: Any) -> Path:
     """A recipe file: TINY with changes."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "recipe.yaml"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from actors.reward_model import RewardModel
 from cluster.config import load_config
@@ -101,7 +102,7 @@ def ray_address() -> Iterator[str]:
         cluster.shutdown()
 
 
-def train(folder: Path, model: Path, **changes: Any) -> list[dict[str, Any]]:
+def train(folder: Path, model: Path, /, **changes: Any) -> list[dict[str, Any]]:
     """A run in this process; its metrics."""
     directory = RunDirectory.create(str(folder / "run"))
     run(load_config(recipe(folder, model, **changes)), directory, resume=False, console=Console())
@@ -151,6 +152,32 @@ def test_a_policy_gradient_method_raises_the_reward(
     )[1:]
     assert len(found) == STEPS
     gains(name, "reward/mean", found, seed, learned)
+
+
+def test_an_adapter_learns_with_the_base_as_its_reference_and_publishes_itself_alone(
+    ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """GRPO with its KL, which needs a reference; the export is the base with the adapter merged in."""
+    found = train(
+        tmp_path,
+        tiny_model,
+        steps=STEPS,
+        algorithm={"name": "grpo", "kl": {"coef": 1e-3}},
+        model={"lora": {"rank": 8, "alpha": 16.0}},
+        data={"heldout": 0},
+        rollout={"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}},
+        learner={"backend": "torch", "optimizer": {"lr": 1e-2}},
+        checkpoint={"every_steps": 100},
+        ray={"address": ray_address},
+    )[1:]
+    rewards = [row["reward/mean"] for row in found]
+    assert np.mean(rewards[-3:]) - np.mean(rewards[:3]) > GAIN, rewards
+    assert found[0]["kl/ref"] == pytest.approx(0.0, abs=1e-6) and found[-1]["kl/ref"] > 0.01
+    assert all(row["sync/bytes"] == 4 * 2 * 8 * (256 + 192 * 2 + 256 + 384 * 3) for row in found)
+    policy = tmp_path / "run" / "policy" / f"step-{STEPS}"
+    tuned, base = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (policy, tiny_model))
+    changed = {name.rpartition(".")[0].rpartition(".")[2] for name in base if not torch.equal(tuned[name], base[name])}
+    assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 @pytest.fixture(scope="module")

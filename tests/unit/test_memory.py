@@ -133,3 +133,51 @@ def test_the_disk_holds_the_checkpoints_kept_one_being_written_and_two_policies(
     # Two last, the best and one being written: 4 x (policy + critic) x 12 bytes, and two exports of 2 bytes each.
     assert checkpoint_bytes(given, NAMED, NAMED) == 4 * 2000 * 12 + 4000
     assert checkpoint_bytes(config(GRPO, "checkpoint={keep_best: false, export: false}"), NAMED, None) == 3 * 1000 * 12
+
+
+ADAPTED = ModelFacts(
+    parameters=1000,
+    origin="config",
+    layers=2,
+    hidden=8,
+    intermediate=16,
+    kv_heads=1,
+    head_dim=4,
+    vocabulary=10,
+    heads=2,
+)
+# Rank 4 on two layers: q and o 8 + 8 each, k and v 8 + 4, three of the feed-forward 8 + 16: 4 x 2 x 128 = 1024.
+LORA = "model.lora={rank: 4}"
+KL = "algorithm={name: grpo}"
+
+
+def test_an_adapter_alone_has_gradients_masters_and_moments_and_its_base_is_the_reference():
+    found = parts(GRPO, LORA, KL, facts=ADAPTED)
+    assert "reference" in parts(GRPO, KL, facts=ADAPTED) and "reference" not in found
+    assert found["weights"] == 2000 + 2 * 1024
+    assert (found["gradients"], found["optimiser"]) == (4 * 1024, 12 * 1024)
+    assert parts(GRPO, LORA, role="rollout", facts=ADAPTED)["weights"] == 2 * (1000 + 1024)
+
+
+def test_an_adapter_of_some_modules_counts_those():
+    found = parts(GRPO, "model.lora={rank: 4, targets: [q_proj, k_proj]}", facts=ADAPTED)
+    assert found["gradients"] == 4 * 4 * 2 * (16 + 12)
+
+
+def test_the_base_of_an_adapter_is_shared_in_stage_3_and_offloaded_with_the_parameters():
+    sharded = parts(GRPO, LORA, "learner.ranks=2", "learner.zero.stage=3", facts=ADAPTED)
+    assert sharded["weights"] == 1000 + 1024
+    away = parts(GRPO, LORA, "learner.ranks=2", "learner.zero={stage: 3, offload_parameters: cpu}", facts=ADAPTED)
+    assert "weights" not in away and away["offloaded state"] == 1000 + 1024
+
+
+def test_what_is_published_and_kept_of_an_adapter_is_the_adapter():
+    given = config(GRPO, LORA, "checkpoint={keep_best: false, keep_last: 2}")
+    assert plan_memory(given, ADAPTED, None, [], plan(given, 2, 0)).shared == 2 * 2 * 1024
+    assert checkpoint_bytes(given, ADAPTED, None) == 3 * 1024 * 12 + 2 * 2000
+    alone = config(GRPO, "model.lora={rank: 4, export: adapter}", "checkpoint={keep_best: false, keep_last: 2}")
+    assert checkpoint_bytes(alone, ADAPTED, None) == 3 * 1024 * 12 + 2 * 2 * 1024
+
+
+def test_an_adapter_of_a_model_known_by_name_counts_as_a_fiftieth():
+    assert parts(GRPO, LORA) == {"weights": 2000 + 40, "gradients": 80, "optimiser": 240}

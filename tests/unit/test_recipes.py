@@ -20,7 +20,7 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in s
 PIPELINES = {name: found for name, path in FILES.items() if isinstance(found := load_run(path), Pipeline)}
 RECIPES = {name: path for name, path in FILES.items() if name not in PIPELINES}
 STAGES = {f"{name}.{stage.name}": (name, stage) for name, found in PIPELINES.items() for stage in found.stages}
-METHODS = ("sft", "reward_model", "dpo", "online_dpo", "kto", "grpo", "dapo", "rloo", "safe_ppo")
+METHODS = ("sft", "reward_model", "dpo", "online_dpo", "kto", "grpo", "dapo", "rloo", "safe_ppo", "lora_grpo")
 """Recipes of a method: one for two cores and one of the same name for GPUs."""
 PROMISED = {"grpo_demo", "ppo_demo", "dpo_demo", "ppo_rlhf", "ppo_1gpu", "ppo_8gpu", "ppo_multinode", *METHODS}
 PROMISED |= {f"gpu/{name}" for name in METHODS}
@@ -160,6 +160,16 @@ def test_the_demos_share_one_task_so_that_their_curves_can_be_compared():
         ppo.rollout.sampling,
         ppo.reward,
     )
+
+
+def test_the_adapter_s_recipe_is_the_grpo_demo_with_an_adapter_a_leash_and_a_higher_rate():
+    demo, adapter = (load_config(RECIPES[name]) for name in ("grpo_demo", "lora_grpo"))
+    assert (adapter.data, adapter.reward, adapter.rollout) == (demo.data, demo.reward, demo.rollout)
+    assert adapter.model.path == demo.model.path and adapter.model.lora.rank == 16
+    assert adapter.learner.optimizer.lr > demo.learner.optimizer.lr
+    assert resolve_preset(adapter).kl_place == "loss"
+    whole, small = (planned(name, 0)[2].role("learner").parts for name in ("grpo_demo", "lora_grpo"))
+    assert "reference" not in small and small["optimiser"] < whole["optimiser"] / 20
 
 
 def test_the_demos_comments_are_true():

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from actors.lora import LoraSettings
 from cluster.config import resolve
 from learners.preference_losses import LOSSES
 from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE
@@ -128,3 +129,24 @@ def test_preference_settings_come_from_their_section():
         config(DPO, "algorithm.preference={loss: robust, beta: 0.3, label_smoothing: 0.1}")
     )
     assert (found.loss, found.beta, found.label_smoothing) == ("robust", 0.3, 0.1)
+
+
+def test_an_adapter_is_the_policy_s_and_its_engine_s_and_never_the_critic_s():
+    given = config(PPO, "model.lora={rank: 8, alpha: 4, targets: [q_proj]}", "seed=11")
+    expected = LoraSettings(rank=8, alpha=4.0, targets=("q_proj",), seed=11, export="merged")
+    assert resolve.policy_settings(given, "/m", 1).model.lora == expected
+    assert resolve.engine_settings(given, "/m").lora == expected
+    assert resolve.critic_settings(given, "/m", 1).model.lora is None
+    assert resolve.lora_settings(config(PPO, "model.lora={}")).targets is None
+    assert resolve.lora_settings(config(PPO)) is None
+
+
+def test_with_an_adapter_no_second_model_is_loaded_for_a_method_that_needs_a_reference():
+    assert resolve.needs_reference(config(PPO))
+    given = config(PPO, "model.lora={}")
+    assert not resolve.needs_reference(given) and resolve.resolve_method(given).needs_reference
+
+
+@pytest.mark.parametrize(("rank", "reserved"), [(1, 1), (4, 8), (16, 16), (17, 32), (512, 512)])
+def test_the_engine_reserves_the_next_rank_it_knows(rank, reserved):
+    assert LoraSettings(rank=rank, alpha=1.0).engine_rank == reserved

@@ -522,3 +522,28 @@ def test_a_judge_a_constraint_and_online_pairs_are_accepted():
     assert problems(GRPO, JUDGE, COST) == []
     assert problems(GRPO, ONLINE_DPO, "algorithm.preference={loss: ipo}", "evaluation.metric=correct") == []
     assert problems(GRPO, COST, "data.heldout=4", "evaluation={metric: length, every_steps: 2}") == []
+
+
+REWARD_MODEL = DPO.replace("{name: dpo, preference: {loss: sigmoid}}", "reward_model")
+TOO_LARGE = "model.lora.rank: vLLM runs ranks up to 512, got 513; lower it"
+NOTHING = "model.lora.targets: no module is adapted, so nothing is trained; name some or use all-linear"
+HEAD = "model.lora.targets: embeddings and output heads cannot be adapted, got lm_head; remove it"
+OWN_HEAD = "model.lora.export: a reward model's head is trained beside its adapter; use merged, got adapter"
+NO_EXPORT = "model.lora.export: nothing is exported; set checkpoint.export or remove it, got adapter"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (GRPO, ["model.lora={rank: 513}"], [TOO_LARGE]),
+        (GRPO, ["model.lora={targets: []}"], [NOTHING]),
+        (DPO, ["model.lora={targets: [q_proj, lm_head]}"], [HEAD]),
+        (REWARD_MODEL, ["model.lora={export: adapter}"], [OWN_HEAD]),
+        (DPO, ["model.lora={export: adapter}", "checkpoint.export=false"], [NO_EXPORT]),
+        (PPO, ["model.lora={}", "learner.ranks=2", "learner.zero.stage=3"], []),
+        (GRPO, ["model.lora={targets: [q_proj, layers.0.mlp.up_proj], rank: 512, alpha: 1.5}"], []),
+        (REWARD_MODEL, ["model.lora={}"], []),
+    ],
+)
+def test_adapters(text, overrides, expected):
+    assert problems(text, *overrides) == expected

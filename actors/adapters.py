@@ -1,0 +1,129 @@
+"""Adapters inside a transformers model (peft's layers), and an adapter on its way into an engine.
+
+In: a model and LoraSettings, or weight buckets. Out: the model with adapters in place, a switch that turns them off,
+their tensors under the names that PEFT's files and vLLM use. Left out: training and merging (learners), vLLM's own
+adapter layers (vllm_engine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from actors.buckets import tensors_of
+from actors.lora import LoraSettings
+from actors.types import WeightBucket
+
+ADAPTER = "default"
+"""peft's name for the one adapter that there is."""
+PREFIX = "base_model.model."
+"""Before every module's name in PEFT's files."""
+
+
+def attach(model: nn.Module, lora: LoraSettings) -> None:
+    """Put new adapters into a transformers model, in place, and freeze everything else. A's start depends on
+    `lora.seed` alone. ValueError, peft's own, for a target that is not there."""
+    trunk = model.base_model
+    model.requires_grad_(False)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules="all-linear" if lora.targets is None else list(lora.targets),
+        lora_dropout=0.0,
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(lora.seed)
+        inject_adapter_in_model(config, trunk)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that hold adapters, by their names; empty where the whole model is tuned."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before it had adapters, for forwards without gradients."""
+    layers = adapted_layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def published_name(parameter: str) -> str:
+    """`model.x.q_proj.lora_A.default.weight` as it stands in PEFT's files."""
+    return PREFIX + parameter.replace(f".{ADAPTER}.", ".")
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapters' parameters by published name."""
+    return {published_name(n): p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+
+
+def adapter_shapes(model_path: str, lora: LoraSettings) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of the adapter that a learner of this model has; no weights are read."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
+        attach(model, lora)
+    return {name: tuple(p.shape) for name, p in adapter_parameters(model).items()}
+
+
+def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], lora: LoraSettings, base: str) -> None:
+    """A PEFT directory of these tensors, by published name, for the causal language model `base`."""
+    targets = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=sorted(targets),
+        lora_dropout=0.0,
+        bias="none",
+        inference_mode=True,
+    )
+    config.save_pretrained(directory)
+    save_file(dict(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+class AdapterInbox:
+    """The tensors of one adapter as they come in, checked against the names and shapes that it must have."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._shapes = dict(shapes)
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def clear(self) -> None:
+        self._tensors = {}
+
+    def put(self, bucket: WeightBucket) -> None:
+        """Copy a bucket's tensors. ValueError for a name or shape that is not the adapter's."""
+        for name, tensor in tensors_of(bucket):
+            if name not in self._shapes:
+                raise ValueError(f"the adapter has no parameter {name}: publish an adapter of the same model.lora")
+            if self._shapes[name] != tuple(tensor.shape):
+                raise ValueError(f"{name} is {self._shapes[name]} here, {tuple(tensor.shape)} in the bucket")
+            self._tensors[name] = tensor
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """The whole adapter. ValueError if a part of it has not come."""
+        if lacking := sorted(self._shapes.keys() - self._tensors.keys()):
+            raise ValueError(f"the update lacks {len(lacking)} parameters, such as {lacking[0]}: publish them all")
+        taken, self._tensors = self._tensors, {}
+        return taken
+
+    def zeros(self) -> dict[str, torch.Tensor]:
+        """The adapter that changes nothing."""
+        return {name: torch.zeros(shape) for name, shape in self._shapes.items()}

@@ -1,0 +1,22 @@
+"""The `model.lora` section: data only.
+
+In: nothing. Out: a pydantic model. Left out: what it excludes (lora_rules.py), what an adapter is (actors/lora.py).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cluster.config.section import Count, Positive, Section
+
+
+class Lora(Section):
+    """Train a low-rank adapter, W + (alpha / rank) B A, and hold the model still."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Modules to adapt, by the ends of their names (q_proj, down_proj, ...); default every linear layer but the
+    output head."""
+    export: Literal["merged", "adapter"] = "merged"
+    """What an export holds: whole weights with the adapter merged in, or the adapter as a PEFT directory."""
