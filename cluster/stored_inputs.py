@@ -34,7 +34,7 @@ def stored_settings(config: Config) -> StoredSettings:
     """What the method reads: PreferenceSettings, JudgedSettings or DemonstrationSettings."""
     data, kind = config.data, config.row_kind
     shared: dict[str, Any] = {
-        "origin": Origin(**origin_fields(config)),
+        "origin": Origin(**origin_fields(config), answer_format=_answer_format(config)),
         "system_prompt": data.system_prompt,
         "max_tokens": config.model.max_length,
         "overlong": data.overlong,
@@ -59,6 +59,10 @@ def stored_settings(config: Config) -> StoredSettings:
         binary=config.algorithm.name == "kto",
         label_range=data.labels.range,
     )
+
+
+def _answer_format(config: Config) -> str | None:
+    return config.data.reasoning_gym.answer_format if config.data.reasoning_gym else None
 
 
 def load_stored_inputs(config: Config, tokenizer: Tokenizer) -> StoredInputs:

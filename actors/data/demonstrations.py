@@ -88,4 +88,7 @@ def _messages(columns: Mapping[str, Any], settings: DemonstrationSettings) -> li
             raise RowError(f"{name} must be a list of messages, got {kind_of(columns.get(name))}")
         return messages_of(name, columns[name], settings.system_prompt)
     prompt = messages_of(settings.prompt_column, column(columns, settings.prompt_column), settings.system_prompt)
-    return [*prompt, {"role": "assistant", "content": text_column(columns, settings.completion_column)}]
+    said = text_column(columns, settings.completion_column)
+    if settings.origin.answer_format is not None:
+        said = settings.origin.answer_format.format(answer=said)
+    return [*prompt, {"role": "assistant", "content": said}]

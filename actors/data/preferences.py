@@ -110,9 +110,9 @@ def _response_text(column: str, value: Any, prompt: list[Message]) -> str:
 def generate_pairs(origin: Origin) -> Iterator[RawRow]:
     """Pairs from a reasoning_gym task, for demos and tests.
 
-    chosen: "The answer is X." with the right answer; rejected: the same sentence with a wrong one: for a whole number
-    one that is off by 1 to 9, else another question's answer that the task scores lower. An entry for which no wrong
-    answer is found in 20 tries is a bad row.
+    chosen: "The answer is X." (or the origin's answer_format) with the right answer; rejected: the same with a wrong
+    one: for a whole number one that is off by 1 to 9, else another question's answer that the task scores lower. An
+    entry for which no wrong answer is found in 20 tries is a bad row.
     """
     rows = list(read_task(origin))
     task = create_task(origin.task, origin.task_params or {}, size=1, seed=origin.seed)
@@ -123,7 +123,8 @@ def generate_pairs(origin: Origin) -> Iterator[RawRow]:
         if wrong is None:
             yield RawRow(raw.where, None, "no wrong answer found for this entry; choose another task")
             continue
-        pair = {"chosen": f"The answer is {entry['answer']}.", "rejected": f"The answer is {wrong}."}
+        said = origin.answer_format or "The answer is {answer}."
+        pair = {"chosen": said.format(answer=entry["answer"]), "rejected": said.format(answer=wrong)}
         yield RawRow(raw.where, {**pair, "prompt": entry["question"]})
 
 

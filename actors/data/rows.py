@@ -39,11 +39,15 @@ class Origin:
     task_params: Mapping[str, Any] | None = None
     size: int = 1000
     seed: int = 0
+    answer_format: str | None = None
+    """How a task's answers are said, with {answer}; None: as its reader says them."""
 
     def __post_init__(self) -> None:
         given = [name for name, value in (("path", self.path), ("hub_id", self.hub_id), ("task", self.task)) if value]
         if len(given) != 1:
             raise ValueError(f"a data source needs exactly one of path, hub_id and task, got {given or 'none'}")
+        if self.answer_format is not None and "{answer}" not in self.answer_format:
+            raise ValueError(f"answer_format must hold {{answer}}, got {self.answer_format!r}")
 
     @property
     def name(self) -> str:

@@ -45,6 +45,11 @@ def _data(config: Config) -> Iterator[Problem]:
         )
     if data.reasoning_gym is None:
         return
+    key, said = "data.reasoning_gym.answer_format", data.reasoning_gym.answer_format
+    if said is not None and config.algorithm.online:
+        yield Problem(key, "the policy answers by itself, nothing is said for it; remove it")
+    elif said is not None and "{answer}" not in said:
+        yield Problem(key, f"must hold {{answer}}, got {said!r}")
     if data.messages_column is not None:
         yield Problem("data.messages_column", "reasoning_gym tasks have questions, not messages; remove it")
     for key in ("prompt_column", "completion_column", "split"):

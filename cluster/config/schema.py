@@ -39,6 +39,9 @@ class ReasoningGym(Section):
     params: dict[str, Any] = {}
     size: Count = 10_000
     seed: int = 0
+    answer_format: str | None = None
+    """How demonstrations and pairs say an answer, with {answer}. Default: demonstrations bare, pairs "The answer is
+    {answer}."."""
 
 
 class Labels(Section):

@@ -6,6 +6,7 @@ import pytest
 
 from actors.data import DataError, PreferenceSettings, load_preferences
 from actors.data.batches import judged_batch, mismatched_batch, pair_batch, partners
+from actors.data.demonstrations import DemonstrationSettings, load_demonstrations
 from actors.data.judged import JudgedSettings, load_judged
 from actors.data.rows import Origin
 from tests.fixtures.tiny_model import make_tiny_tokenizer
@@ -99,3 +100,16 @@ def test_batches_hold_each_row_at_its_position(tmp_path, tokenizer):
     (pair,) = load_preferences(PreferenceSettings(Origin(path=str(path))), tokenizer).rows
     both = pair_batch([(pair, 4)])
     assert both.sample_indices.tolist() == [0, 1] and len(both.groups) == 1
+
+
+def test_a_task_s_answers_are_said_as_the_format_has_it(tokenizer):
+    params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    origin = Origin(task="chain_sum", task_params=params, size=4, seed=1, answer_format="So {answer}!")
+    (pair, *_) = load_preferences(PreferenceSettings(origin), tokenizer).rows
+    columns = {"prompt_column": "question", "completion_column": "answer"}
+    (row, *_) = load_demonstrations(DemonstrationSettings(origin, **columns), tokenizer).rows
+    assert row.token_ids == pair.chosen_tokens
+    assert tokenizer.decode(row.token_ids).startswith("So ")
+    assert tokenizer.decode(pair.rejected_tokens).endswith("!<|im_end|>")
+    with pytest.raises(ValueError, match=r"must hold \{answer\}"):
+        Origin(task="chain_sum", answer_format="So!")

@@ -547,3 +547,14 @@ NO_EXPORT = "model.lora.export: nothing is exported; set checkpoint.export or re
 )
 def test_adapters(text, overrides, expected):
     assert problems(text, *overrides) == expected
+
+
+SUMS = "data.reasoning_gym={task: chain_sum, answer_format: 'So %s!'}"
+
+
+def test_an_answer_is_said_for_rows_that_are_stored_and_holds_the_answer():
+    key = "data.reasoning_gym.answer_format"
+    assert problems(DPO, "data.path=null", SUMS % "{answer}") == []
+    assert problems(DPO, "data.path=null", SUMS % "") == [f"{key}: must hold {{answer}}, got 'So !'"]
+    online = f"{key}: the policy answers by itself, nothing is said for it; remove it"
+    assert problems(GRPO, "data.path=null", SUMS % "{answer}") == [online]
