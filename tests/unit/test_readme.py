@@ -1,4 +1,4 @@
-"""The README's page on adding a method, done: its code, run as it stands there, is a method like any other."""
+"""The README keeps its word: its links lead to files, and its page on adding a method, run as it stands, adds one."""
 
 import re
 import subprocess
@@ -46,3 +46,9 @@ def test_the_readme_s_method_is_a_function_a_line_and_a_name_in_a_recipe():
     trial = TRIAL.format(function=function, line=line)
     done = subprocess.run([sys.executable, "-c", trial], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "learned" in done.stdout, done.stderr[-2000:]
+
+
+def test_every_link_of_the_readme_leads_to_a_file():
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 30
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
