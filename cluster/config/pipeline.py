@@ -118,7 +118,11 @@ def references(config: Config) -> dict[str, str]:
     paths = {"model.path": config.model.path}
     if config.critic is not None and config.critic.path is not None:
         paths["critic.path"] = config.critic.path
-    paths |= {f"reward.models.{name}.path": model.path for name, model in config.reward.models.items()}
+    reward = config.reward
+    paths |= {f"reward.models.{name}.path": model.path for name, model in reward.models.items()}
+    if reward.safety is not None:
+        paths |= {f"reward.safety.models.{name}.path": model.path for name, model in reward.safety.models.items()}
+    paths |= {f"reward.judges.{name}.path": judge.path for name, judge in reward.judges.items() if judge.path}
     return {key: path.removeprefix(REFERENCE) for key, path in paths.items() if path.startswith(REFERENCE)}
 
 
@@ -131,8 +135,13 @@ def with_models(config: Config, find: Callable[[str], str]) -> Config:
     changed: dict[str, Any] = {"model": found(config.model)}
     if config.critic is not None and config.critic.path is not None:
         changed["critic"] = found(config.critic)
-    models = {name: found(model) for name, model in config.reward.models.items()}
-    return config.model_copy(update={**changed, "reward": config.reward.model_copy(update={"models": models})})
+    reward = config.reward
+    scored_by: dict[str, Any] = {"models": {name: found(model) for name, model in reward.models.items()}}
+    scored_by["judges"] = {name: found(judge) if judge.path else judge for name, judge in reward.judges.items()}
+    if reward.safety is not None:
+        costs = {name: found(model) for name, model in reward.safety.models.items()}
+        scored_by["safety"] = reward.safety.model_copy(update={"models": costs})
+    return config.model_copy(update={**changed, "reward": reward.model_copy(update=scored_by)})
 
 
 def _named(tree: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +221,9 @@ def _fit_problems(key: str, config: Config, other: Stage) -> Iterator[Problem]:
     judge = other.config.algorithm.name == "reward_model"
     if not other.config.checkpoint.export:
         yield Problem(key, f"the stage {other.name} exports nothing (its checkpoint.export is false); set that to true")
-    if key.startswith("reward.") and not judge:
+    if key.startswith("reward.judges") and judge:
+        yield Problem(key, f"the stage {other.name} trains a reward model, a judge answers in text")
+    elif key.startswith("reward.") and not key.startswith("reward.judges") and not judge:
         yield Problem(key, f"the stage {other.name} trains a policy by {other.config.algorithm.name}, no reward model")
     if key == "model.path" and judge and config.algorithm.name != "reward_model":
         yield Problem(key, f"the stage {other.name} trains a reward model, which {config.algorithm.name} cannot tune")

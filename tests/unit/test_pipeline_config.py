@@ -191,3 +191,23 @@ def test_the_key_stages_tells_a_pipeline_from_a_run_and_a_command_for_runs_says_
         load_config(path)
     path.write_text("name: one\nalgorithm: dpo\nmodel: {path: m}\ndata: {path: d}\n")
     assert isinstance(load_run(path), Config)
+
+
+def test_a_stage_s_model_may_be_a_cost_or_a_judge_of_the_right_kind():
+    reward = {
+        "models": {"rm": {"path": "stage:judge"}},
+        "safety": {"models": {"cost": {"path": "stage:judge"}}},
+        "judges": {"better": {"path": "stage:sft"}},
+    }
+    many = {"sampling": {"samples_per_prompt": 2, "max_tokens": 16}}
+    found = with_models(given(ppo={"reward": reward, "rollout": many}).stage("ppo").config, str.upper).reward
+    assert found.safety.models["cost"].path == "STAGE:JUDGE" and found.judges["better"].path == "STAGE:SFT"
+    wrong = {
+        **reward,
+        "judges": {"better": {"path": "stage:judge"}},
+        "safety": {"models": {"c": {"path": "stage:sft"}}},
+    }
+    assert problems(ppo={"reward": wrong, "rollout": many}) == [
+        "ppo: reward.safety.models.c.path: the stage sft trains a policy by sft, no reward model",
+        "ppo: reward.judges.better.path: the stage judge trains a reward model, a judge answers in text",
+    ]
