@@ -23,6 +23,7 @@ from cluster.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, score
 from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.placement import plan
 from cluster.roles.scorer import load_judge
+from cluster.run.evaluation import followed
 from cluster.stored_inputs import load_stored_inputs
 from cluster.workers import RolloutPool, ScorerPool, get
 
@@ -105,7 +106,7 @@ def _pairs(config: Config, path: Path) -> Answers:
     chosen, rejected = (
         model.score_tokens([[*row.prompt_tokens, *row.responses[side]] for row in heldout.rows]) for side in (0, 1)
     )
-    return Answers({"accuracy": (chosen > rejected).astype(float), "margin": chosen - rejected})
+    return Answers({"accuracy": np.array(followed(chosen - rejected)), "margin": chosen - rejected})
 
 
 def verdicts(config: Config, judge: str, first: Answers, second: Answers) -> np.ndarray:

@@ -18,6 +18,7 @@ from cluster.columns import StepColumns
 from cluster.config import resolve
 from cluster.offline import OfflineJob, Placed
 from cluster.reference_sums import ReferenceSums
+from cluster.run.evaluation import followed
 from learners.presets import REFERENCE_FREE
 
 
@@ -102,7 +103,7 @@ class PreferenceJob(OfflineJob):
             else:
                 signs = np.where([row.label > 0.5 for row, _ in rows], 1.0, -1.0)
                 margins += (signs * (rewards - self._settings.beta * columns.kto_baseline)).tolist()
-        self.settle(step, {"accuracy": [float(m > 0) for m in margins], "margin": margins})
+        self.settle(step, {"accuracy": followed(margins), "margin": margins})
 
     @property
     def evaluation_metric(self) -> str:

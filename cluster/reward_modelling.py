@@ -13,7 +13,7 @@ from actors.data.batches import judged_batch, pair_batch
 from actors.data.stored import StoredRows
 from cluster.columns import StepColumns
 from cluster.offline import OfflineJob, Placed
-from cluster.run.evaluation import calibration_error
+from cluster.run.evaluation import calibration_error, followed
 
 
 class RewardModelJob(OfflineJob):
@@ -42,7 +42,7 @@ class RewardModelJob(OfflineJob):
         if self._pairs:
             gaps = scores[0::2] - scores[1::2]
             self.note({"eval/calibration_error": calibration_error(special.expit(gaps))})
-            self.settle(step, {"accuracy": [float(g > 0) for g in gaps], "margin": gaps.tolist()})
+            self.settle(step, {"accuracy": followed(gaps), "margin": gaps.tolist()})
             return
         ratings = np.array([row.label for row in self.heldout.rows])
         if len(np.unique(ratings)) > 1 and len(np.unique(scores)) > 1:  # else there is no order to compare

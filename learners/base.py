@@ -7,6 +7,7 @@ reward.py), Ray.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from actors.buckets import make_buckets
 from actors.forward import score_tokens
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engine import StepResult, TrainEngine, unwrapped
-from learners.merging import merged, scalings
+from learners.merging import Scaling, merged, scalings
 from learners.method import StepInputs, TokenColumn, UpdateSettings
 
 
@@ -29,7 +30,11 @@ class LearnerBase:
     def __init__(self, engine: TrainEngine, update: UpdateSettings) -> None:
         self._engine = engine
         self._update = update
-        self._adapted = scalings(unwrapped(engine.module))
+
+    @functools.cached_property
+    def _adapted(self) -> dict[str, Scaling]:
+        """Layers that hold adapters; empty where the whole model is tuned."""
+        return scalings(unwrapped(self._engine.module))
 
     @property
     def rank(self) -> int:

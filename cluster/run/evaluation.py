@@ -53,6 +53,12 @@ def _t_interval(values: list[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def followed(margins: Sequence[float]) -> list[float]:
+    """1 where a preference is followed (margin above 0), 0 where it is not, 0.5 where nothing is preferred: a policy
+    that still is its reference, or a reward model whose head is zero, follows half of them."""
+    return [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+
+
 def calibration_error(probabilities: Sequence[float], bins: int = 10) -> float:
     """Expected calibration error of a judge of pairs (Guo et al. 2017), in [0, 0.5]: probabilities that the better
     response wins. Pairs are binned by the confidence of their verdict, max(p, 1 - p), and each bin's mean confidence

@@ -114,6 +114,7 @@ def test_verbs_of_the_command_line_reach_the_server(
     for name, value in {**server.environment, "RAYLIGN_ADDRESS": server.address}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")  # must not win over ours
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)  # a Ray that this process started before leaves it behind
     (tmp_path / "config.yaml").write_text("steps: 4\n")
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 1.0, "time/step_s": 2.0, "loss": 0.5}\n')
     jobs.submit(_job("shown", "print('from the job')", tmp_path))

@@ -218,7 +218,7 @@ def test_a_preference_loss_orders_held_out_pairs(
         tiny_model,
         ray_address,
         seed=seed,
-        steps=12,
+        steps=STEPS,
         algorithm={"name": name, "preference": {"loss": loss}},
         data={"path": str(pairs), "heldout": 24},
     )

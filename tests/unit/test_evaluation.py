@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cluster.run.evaluation import calibration_error, difference_interval, mean_interval
+from cluster.run.evaluation import calibration_error, difference_interval, followed, mean_interval
 
 NAN = math.nan
 
@@ -73,3 +73,7 @@ def test_calibration_compares_confidence_with_the_share_of_right_verdicts():
     assert calibration_error([0.95, 0.45]) == pytest.approx(0.5 * 0.05 + 0.5 * 0.55)
     assert calibration_error([0.5, 0.5]) == 0.0
     assert calibration_error([1.0, 1.0]) == 0.0
+
+
+def test_a_preference_that_nothing_decides_is_half_followed():
+    assert followed([0.1, -0.1, 0.0]) == [1.0, 0.0, 0.5]
