@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from actors.data.order import PromptOrder
-from actors.data.stored import StoredRow, StoredRows
+from actors.data.stored import StoredRow
 from actors.types import SampleBatch, ScoreBatch
 from cluster.columns import StepColumns
 from cluster.config import resolve
@@ -28,6 +28,7 @@ from cluster.workers import LearnerGroup, put
 
 Placed = Sequence[tuple[StoredRow, int]]
 """Rows with their positions in the run's order."""
+Part = Literal["train", "heldout"]
 
 
 class OfflineJob(Job):
@@ -67,8 +68,8 @@ class OfflineJob(Job):
         """What is measured once, under the initial weights."""
 
     @abstractmethod
-    def columns(self, step: int, rows: Placed, source: StoredRows) -> StepColumns:
-        """The columns of rows of `source`, the training or the held-out ones."""
+    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
+        """The columns of rows of a part of the data."""
 
     @abstractmethod
     def evaluate(self, step: int) -> None:
@@ -81,7 +82,7 @@ class OfflineJob(Job):
         self.ledger.admit(step, [(self.order.epoch(position), row, position) for row, position in taken])
         self.state.position += count
         self._taken = [position for _, position in taken]
-        return self.columns(step, [(self.train[row], position) for row, position in taken], self.train)
+        return self.columns(step, [(self.train[row], position) for row, position in taken], "train")
 
     def update(self, columns: StepColumns) -> None:
         result = self.learner.update_policy(columns)
@@ -136,7 +137,3 @@ class OfflineJob(Job):
     def row_logprobs(self, batch: SampleBatch) -> Any:
         """float64 [B, 2]: each row's summed log-prob under the present policy, and its trained tokens."""
         return self.learner.row_logprobs(self.with_logprobs(self.stored(0, batch)))
-
-
-Rows = Callable[[Placed], SampleBatch]
-"""From rows to the batch that holds them."""

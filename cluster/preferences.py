@@ -16,7 +16,7 @@ from actors.data.stored import StoredRows
 from actors.types import SampleBatch
 from cluster.columns import StepColumns
 from cluster.config import resolve
-from cluster.offline import OfflineJob, Placed
+from cluster.offline import OfflineJob, Part, Placed
 from cluster.reference_sums import ReferenceSums
 from cluster.run.evaluation import followed
 from learners.presets import REFERENCE_FREE
@@ -30,63 +30,62 @@ class PreferenceJob(OfflineJob):
         self._settings = resolve.preference_settings(self.config)
         self._pairs = not self._settings.judged
         self._kto = self._settings.loss == "kto"
-        self._sums: dict[int, ReferenceSums] = {}
-        self._partners: dict[int, list[int]] = {}
+        self._sums: dict[Part, ReferenceSums] = {}
+        self._partners: dict[Part, list[int]] = {}
         if self._settings.loss in REFERENCE_FREE:
             return
         taken = self.order.take(0, self.config.steps * self.config.rows_per_step)
-        self._measure("train", self.train, sorted({row for row, _ in taken}))
+        self._measure("train", sorted({row for row, _ in taken}))
         if self.heldout is not None:
-            self._measure("heldout", self.heldout, range(len(self.heldout)))
+            self._measure("heldout", range(len(self.heldout)))
 
-    def _measure(self, name: str, source: StoredRows, rows: Sequence[int]) -> None:
+    def _source(self, part: Part) -> StoredRows:
+        return self.train if part == "train" else self.heldout
+
+    def _measure(self, part: Part, rows: Sequence[int]) -> None:
+        source = self._source(part)
         if self._kto:
-            self._partners[id(source)] = partners([row.prompt_tokens for row in source.rows])
+            self._partners[part] = partners([row.prompt_tokens for row in source.rows])
         identity = f"{self.model_path.name}/{self.config.model.dtype}/{self._settings.loss}/{source.fingerprint()}"
         width = (2 if self._pairs else 1) + self._kto
-        sums = ReferenceSums(self.directory.root / f"reference-{name}.npz", identity, len(source), width)
+        sums = ReferenceSums(self.directory.root / f"reference-{part}.npz", identity, len(source), width)
         sums.fill(
             rows,
-            lambda part: self._reference_of(source, part),
-            lambda done, of: self.console.phase(f"reference log-probs, {name} {done}/{of}"),
+            lambda some: self._reference_of(part, some),
+            lambda done, of: self.console.phase(f"reference log-probs, {part} {done}/{of}"),
         )
-        self._sums[id(source)] = sums
+        self._sums[part] = sums
 
-    def _reference_of(self, source: StoredRows, rows: Sequence[int]) -> np.ndarray:
+    def _reference_of(self, part: Part, rows: Sequence[int]) -> np.ndarray:
         """float64 [n, K]: the present policy's sums of each row's responses and, for KTO, of the mismatched one."""
+        source = self._source(part)
         placed = [(source[row], row) for row in rows]
         own = self.row_logprobs(self._batch(placed))[:, 0].reshape(len(rows), -1)
         if not self._kto:
             return own
-        return np.concatenate([own, self.row_logprobs(self._mismatched(placed, source))[:, :1]], axis=1)
+        return np.concatenate([own, self.row_logprobs(self._mismatched(placed, part))[:, :1]], axis=1)
 
     def _batch(self, rows: Placed) -> SampleBatch:
         return pair_batch(rows) if self._pairs else judged_batch(rows)
 
-    def _mismatched(self, rows: Placed, source: StoredRows) -> SampleBatch:
-        others = self._partners[id(source)]
+    def _mismatched(self, rows: Placed, part: Part) -> SampleBatch:
+        source, others = self._source(part), self._partners[part]
         return mismatched_batch(rows, [source[others[row.id]] for row, _ in rows])
 
-    def _reference(self, rows: Placed, source: StoredRows) -> np.ndarray | None:
-        """float64 [n, K], K as in ReferenceSums; None for a loss without a reference."""
-        sums = self._sums.get(id(source))
-        return None if sums is None else sums.values[[row.id for row, _ in rows]]
-
-    def columns(self, step: int, rows: Placed, source: StoredRows) -> StepColumns:
-        known = self._reference(rows, source)
+    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
         labels = None if self._pairs else [row.label for row, _ in rows]
         columns = self.stored(step, self._batch(rows), labels)
-        if known is None:
+        if part not in self._sums:  # a loss without a reference
             return columns
+        known = self._sums[part].values[[row.id for row, _ in rows]]
         own = known[:, : 2 if self._pairs else 1].reshape(-1)
         columns = dataclasses.replace(columns, row_reference=own)
         if not self._kto:
             return columns
-        mismatched = dataclasses.replace(
-            self.with_logprobs(self.stored(step, self._mismatched(rows, source))), row_reference=known[:, -1]
-        )
-        baseline = self.learner.kto_baseline(mismatched)
-        self.note({"kl/kto_baseline": baseline})
+        mismatched = self.with_logprobs(self.stored(step, self._mismatched(rows, part)))
+        baseline = self.learner.kto_baseline(dataclasses.replace(mismatched, row_reference=known[:, -1]))
+        if part == "train":
+            self.note({"kl/kto_baseline": baseline})
         return dataclasses.replace(columns, kto_baseline=baseline)
 
     def evaluate(self, step: int) -> None:
@@ -96,7 +95,7 @@ class PreferenceJob(OfflineJob):
             return
         margins: list[float] = []
         for rows in self.heldout_parts():
-            columns = self.columns(step, rows, self.heldout)
+            columns = self.columns(step, rows, "heldout")
             rewards = self.learner.row_rewards(self.with_logprobs(columns))
             if self._pairs:
                 margins += (rewards[0::2] - rewards[1::2]).tolist()

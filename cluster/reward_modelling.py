@@ -10,9 +10,8 @@ import numpy as np
 from scipy import special, stats
 
 from actors.data.batches import judged_batch, pair_batch
-from actors.data.stored import StoredRows
 from cluster.columns import StepColumns
-from cluster.offline import OfflineJob, Placed
+from cluster.offline import OfflineJob, Part, Placed
 from cluster.run.evaluation import calibration_error, followed
 
 
@@ -28,7 +27,7 @@ class RewardModelJob(OfflineJob):
     def _pairs(self) -> bool:
         return self.config.row_kind == "pairs"
 
-    def columns(self, step: int, rows: Placed, source: StoredRows) -> StepColumns:
+    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
         """Pairs carry their margin on the chosen row, rated responses their rating."""
         if not self._pairs:
             return self.stored(step, judged_batch(rows), [row.label for row, _ in rows])
@@ -37,7 +36,7 @@ class RewardModelJob(OfflineJob):
     def evaluate(self, step: int) -> None:
         if not self.heldout:
             return
-        parts = [self.learner.row_scores(self.columns(step, rows, self.heldout).batch) for rows in self.heldout_parts()]
+        parts = [self.learner.row_scores(self.columns(step, rows, "heldout").batch) for rows in self.heldout_parts()]
         scores = np.concatenate(parts).astype(np.float64)
         if self._pairs:
             gaps = scores[0::2] - scores[1::2]

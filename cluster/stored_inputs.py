@@ -17,6 +17,7 @@ from actors.data.demonstrations import DemonstrationSettings, load_demonstration
 from actors.data.judged import JudgedSettings, load_judged
 from actors.data.rows import Origin
 from actors.data.stored import StoredRows, StoredSettings
+from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config
 from cluster.inputs import origin_fields
 
@@ -69,10 +70,21 @@ def load_stored_inputs(config: Config, tokenizer: Tokenizer) -> StoredInputs:
     """All rows, tokenised. DataError names every bad one."""
     load = {"pairs": load_preferences, "responses": load_judged, "conversations": load_demonstrations}
     source = load[config.row_kind](stored_settings(config), tokenizer)
-    if config.data.heldout == 0:
-        return StoredInputs(source, None, source.read)
-    train, heldout = split(source, config.data.heldout, config.seed)
-    return StoredInputs(train, replace(heldout, rows=heldout.rows[: config.evaluation.prompts]), source.read)
+    inputs = StoredInputs(source, None, source.read)
+    if config.data.heldout:
+        train, heldout = split(source, config.data.heldout, config.seed)
+        inputs = StoredInputs(train, replace(heldout, rows=heldout.rows[: config.evaluation.prompts]), source.read)
+    if config.algorithm.on_preferences and preference_settings(config).loss == "kto":
+        _require_other_prompts(inputs)
+    return inputs
+
+
+def _require_other_prompts(inputs: StoredInputs) -> None:
+    """KTO's reference point is measured on other prompts' responses."""
+    for name, part in (("training", inputs.train), ("held-out", inputs.heldout)):
+        if part is not None and len({row.prompt_tokens for row in part.rows}) < 2:
+            reason = f"kto compares with other prompts' responses and the {name} rows have one prompt; add others"
+            raise DataError(part.name, [(part.name, reason)])
 
 
 def split(source: StoredRows, heldout: int, seed: int) -> tuple[StoredRows, StoredRows]:

@@ -11,9 +11,8 @@ import math
 import numpy as np
 
 from actors.data.batches import demonstration_batch
-from actors.data.stored import StoredRows
 from cluster.columns import StepColumns
-from cluster.offline import OfflineJob, Placed
+from cluster.offline import OfflineJob, Part, Placed
 
 
 class SupervisedJob(OfflineJob):
@@ -23,7 +22,7 @@ class SupervisedJob(OfflineJob):
     def evaluation_metric(self) -> str:
         return "logprob"
 
-    def columns(self, step: int, rows: Placed, source: StoredRows) -> StepColumns:
+    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
         return self.stored(step, demonstration_batch(rows))
 
     def evaluate(self, step: int) -> None:

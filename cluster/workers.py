@@ -227,9 +227,6 @@ class LearnerGroup:
                 pass
         return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
 
-    def reference_digest(self) -> str:
-        return get(self._ranks[0].reference_digest.remote(), self._timeout_s, "hashing the reference")
-
     def save(self, directory: str) -> None:
         get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
 

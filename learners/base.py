@@ -8,6 +8,7 @@ reward.py), Ray.
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from actors.forward import score_tokens
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engine import StepResult, TrainEngine, unwrapped
 from learners.merging import Scaling, merged, scalings
-from learners.method import StepInputs, TokenColumn, UpdateSettings
+from learners.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.stepping import MicroLoss, optimise
 
 
 class LearnerBase:
@@ -69,6 +71,18 @@ class LearnerBase:
                 yield bucket
         if self._engine.rank == 0:
             yield WeightSummary(digest_buckets(digests), nbytes)
+
+    def _one_step(self, batch: SampleBatch, loss: MicroLoss, *, max_tokens: int | None = None) -> UpdateResult:
+        """One optimiser step on all rows of the batch, in forwards of at most `max_tokens` (None: the settings')."""
+        start = time.monotonic()
+        budget = self._update.micro_batch_tokens if max_tokens is None else max_tokens
+        result, metrics = optimise(self._engine, batch, list(range(len(batch))), budget, loss)
+        return UpdateResult(
+            metrics=metrics | step_metrics(result),
+            applied=result.applied,
+            skipped=int(not result.applied),
+            seconds=time.monotonic() - start,
+        )
 
     def save(self, directory: Path) -> None:
         self._engine.save(directory)

@@ -7,8 +7,8 @@ export) it shares with other policies' learners. Left out: the losses themselves
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,12 +16,11 @@ import torch
 from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
 from actors.types import SampleBatch
-from learners.base import PolicyBase, row_sums, step_metrics
+from learners.base import PolicyBase, row_sums
 from learners.engine import TrainEngine
 from learners.experience import packed_index, pad
 from learners.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
 from learners.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
-from learners.stepping import optimise
 
 
 class PreferenceLearner(PolicyBase):
@@ -35,18 +34,10 @@ class PreferenceLearner(PolicyBase):
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """One optimiser step on all rows of the batch."""
-        start = time.monotonic()
         batch = inputs.batch
         loss = self._judged_loss(inputs) if self._settings.judged else self._pair_loss(inputs)
-        budget = max(self._update.micro_batch_tokens, longest_pair(batch))
-        result, metrics = optimise(self._engine, batch, list(range(len(batch))), budget, loss)
-        return UpdateResult(
-            metrics=metrics | step_metrics(result),
-            applied=result.applied,
-            skipped=int(not result.applied),
-            seconds=time.monotonic() - start,
-            details=tuple(_details(inputs, row) for row in show_rows),
-        )
+        result = self._one_step(batch, loss, max_tokens=max(self._update.micro_batch_tokens, longest_pair(batch)))
+        return replace(result, details=tuple(_details(inputs, row) for row in show_rows))
 
     def _row_sums(self, packed: PackedTensors, micro: MicroBatch) -> torch.Tensor:
         """[b] summed log-probs of the micro-batch's rows, with their gradient."""

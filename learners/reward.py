@@ -7,7 +7,6 @@ Out: scores of rows, metrics, files. Every method is collective. Left out: using
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +16,11 @@ import torch
 from actors.forward import PackedTensors, to_tensors
 from actors.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
-from learners.base import LearnerBase, step_metrics
+from learners.base import LearnerBase
 from learners.engine import TrainEngine, unwrapped
 from learners.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.preference import longest_pair, sides
 from learners.preference_losses import reward_model_loss
-from learners.stepping import optimise
 
 PREFIX = "classifier."
 """Of every parameter's name in `models.RewardNetwork`."""
@@ -63,17 +61,9 @@ class RewardLearner(LearnerBase):
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """One optimiser step on all rows of the batch."""
-        start = time.monotonic()
         batch = inputs.batch
         loss = self._rating_loss(inputs) if self._settings.ratings else self._pair_loss(inputs)
-        budget = max(self._update.micro_batch_tokens, longest_pair(batch))
-        result, metrics = optimise(self._engine, batch, list(range(len(batch))), budget, loss)
-        return UpdateResult(
-            metrics=metrics | step_metrics(result),
-            applied=result.applied,
-            skipped=int(not result.applied),
-            seconds=time.monotonic() - start,
-        )
+        return self._one_step(batch, loss, max_tokens=max(self._update.micro_batch_tokens, longest_pair(batch)))
 
     def _pair_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
         batch = inputs.batch

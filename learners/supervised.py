@@ -6,8 +6,8 @@ weights, state, export) it shares with the policy's learner. Left out: data, eva
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from actors.forward import PackedTensors, token_logprobs
 from actors.packing import MicroBatch
 from actors.types import ENVIRONMENT_TURN
 from learners.aggregation import masked
-from learners.base import PolicyBase, step_metrics
+from learners.base import PolicyBase
 from learners.method import StepInputs, UpdateResult
-from learners.stepping import optimise
 
 
 class SupervisedLearner(PolicyBase):
@@ -26,7 +25,6 @@ class SupervisedLearner(PolicyBase):
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """One optimiser step: -sum(lp) / N over the N trained tokens of the whole batch (token-mean), in nats."""
-        start = time.monotonic()
         batch = inputs.batch
         trained = torch.from_numpy(np.asarray(batch.turns) != ENVIRONMENT_TURN)
         total = max(int(trained.sum()), 1)
@@ -36,11 +34,5 @@ class SupervisedLearner(PolicyBase):
             loss = -masked(flat.cpu(), trained[torch.from_numpy(micro.slots)]).sum() / total
             return loss, {"loss": loss.detach()}
 
-        rows = list(range(len(batch)))
-        result, metrics = optimise(self._engine, batch, rows, self._update.micro_batch_tokens, micro_loss)
-        return UpdateResult(
-            metrics=metrics | step_metrics(result) | {"sft/tokens": float(total)},
-            applied=result.applied,
-            skipped=int(not result.applied),
-            seconds=time.monotonic() - start,
-        )
+        result = self._one_step(batch, micro_loss)
+        return replace(result, metrics=result.metrics | {"sft/tokens": float(total)})

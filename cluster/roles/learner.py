@@ -168,9 +168,6 @@ class LearnerRole:
     def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
         yield from self.policy.weights(max_bytes)
 
-    def reference_digest(self) -> str:
-        return self.reference.digest()
-
     def save(self, directory: str) -> None:
         for name, learner in self._learners():
             (Path(directory) / name).mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,16 @@ def test_holding_out_every_prompt_is_refused(tmp_path, tokenizer):
         load_stored_inputs(config(DPO, rows, "data.heldout=2"), tokenizer)
 
 
+def test_kto_needs_a_second_prompt_on_either_side(tmp_path, tokenizer):
+    same = write_rows(tmp_path / "same.jsonl", [pair("p"), pair("p", "c")])
+    with pytest.raises(DataError, match="the training rows have one prompt; add others"):
+        load_stored_inputs(config(DPO, same, "algorithm={name: kto}"), tokenizer)
+    three = write_rows(tmp_path / "three.jsonl", [pair("p"), pair("q"), pair("r")])
+    with pytest.raises(DataError, match="the held-out rows have one prompt"):
+        load_stored_inputs(config(DPO, three, "algorithm={name: kto}", "data.heldout=1"), tokenizer)
+    assert len(load_stored_inputs(config(DPO, same), tokenizer).train) == 2
+
+
 def test_other_pairs_have_another_fingerprint(tmp_path, tokenizer):
     def fingerprint(name, rows):
         given = config(DPO, write_rows(tmp_path / name, rows))
