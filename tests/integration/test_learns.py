@@ -23,7 +23,7 @@ from cluster.config import load_config
 from cluster.driver import run
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
-from tests.integration.runs import recipe, rows
+from tests.integration.runs import merged, recipe, rows
 
 STEPS = 16
 ON_POLICY: dict[str, dict[str, Any]] = {
@@ -102,11 +102,22 @@ def ray_address() -> Iterator[str]:
         cluster.shutdown()
 
 
-def train(folder: Path, model: Path, /, **changes: Any) -> list[dict[str, Any]]:
-    """A run in this process; its metrics."""
-    directory = RunDirectory.create(str(folder / "run"))
-    run(load_config(recipe(folder, model, **changes)), directory, resume=False, console=Console())
-    return rows(folder / "run")
+ONLINE: dict[str, Any] = {
+    "steps": STEPS,
+    "data": {"heldout": 0},
+    "rollout": {"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}},
+    "learner": {"backend": "torch", "optimizer": {"lr": 1e-3}},
+    "checkpoint": {"every_steps": 100, "export": False},
+}
+
+
+def train(folder: Path, model: Path, address: str, **changes: Any) -> list[dict[str, Any]]:
+    """A run that makes its own samples, in this process: ONLINE with changes; the metrics of its steps."""
+    path = recipe(folder, model, **merged(ONLINE, changes), ray={"address": address})
+    run(load_config(path), RunDirectory.create(str(folder / "run")), resume=False, console=Console())
+    found = rows(folder / "run")[1:]
+    assert len(found) == STEPS
+    return found
 
 
 def train_offline(folder: Path, model: Path, address: str, **sections: Any) -> list[dict[str, Any]]:
@@ -140,38 +151,29 @@ def test_a_policy_gradient_method_raises_the_reward(
     found = train(
         tmp_path,
         tiny_model,
+        ray_address,
         seed=seed,
-        steps=STEPS,
         algorithm={"name": name, **ON_POLICY[name]},
         critic=critic,
-        data={"heldout": 0},
-        rollout={"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}},
-        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
-        checkpoint={"every_steps": 100, "export": False},
-        ray={"address": ray_address},
-    )[1:]
-    assert len(found) == STEPS
+    )
     gains(name, "reward/mean", found, seed, learned)
 
 
 def test_an_adapter_learns_with_the_base_as_its_reference_and_publishes_itself_alone(
-    ray_address: str, tiny_model: Path, tmp_path: Path
+    seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     """GRPO with its KL, which needs a reference; the export is the base with the adapter merged in."""
     found = train(
         tmp_path,
         tiny_model,
-        steps=STEPS,
+        ray_address,
+        seed=seed,
         algorithm={"name": "grpo", "kl": {"coef": 1e-3}},
         model={"lora": {"rank": 8, "alpha": 16.0}},
-        data={"heldout": 0},
-        rollout={"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}},
-        learner={"backend": "torch", "optimizer": {"lr": 1e-2}},
-        checkpoint={"every_steps": 100},
-        ray={"address": ray_address},
-    )[1:]
-    rewards = [row["reward/mean"] for row in found]
-    assert np.mean(rewards[-3:]) - np.mean(rewards[:3]) > GAIN, rewards
+        learner={"optimizer": {"lr": 1e-2}},
+        checkpoint={"export": True},
+    )
+    gains("grpo with an adapter", "reward/mean", found, seed, learned)
     assert found[0]["kl/ref"] == pytest.approx(0.0, abs=1e-6) and found[-1]["kl/ref"] > 0.01
     assert all(row["sync/bytes"] == 4 * 2 * 8 * (256 + 192 * 2 + 256 + 384 * 3) for row in found)
     policy = tmp_path / "run" / "policy" / f"step-{STEPS}"
@@ -323,24 +325,16 @@ def test_a_reward_model_learns_ratings(
     assert last < first / 2
 
 
-SAMPLING = {"engine": "torch", "prompts_per_step": 8, "sampling": {"samples_per_prompt": 4, "max_tokens": 12}}
-
-
 def test_online_dpo_raises_the_reward_of_its_own_samples(
     seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     found = train(
         tmp_path,
         tiny_model,
+        ray_address,
         seed=seed,
-        steps=STEPS,
         algorithm="online_dpo",
-        data={"heldout": 0},
-        rollout=SAMPLING,
-        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
-        checkpoint={"every_steps": 100, "export": False},
-        ray={"address": ray_address},
-    )[1:]
+    )
     gains("online_dpo", "reward/mean", found, seed, learned)
     assert all(row["preference/pairs"] + row["preference/ties"] == 8 for row in found)
 
@@ -364,20 +358,15 @@ def test_online_dpo_follows_a_judge_and_a_constraint_holds_a_cost(
     found = train(
         tmp_path,
         tiny_model,
+        ray_address,
         seed=seed,
-        steps=STEPS,
         algorithm="online_dpo",
-        data={"heldout": 0},
         reward={
             "functions": {"digits": {"function": f"{file}:share", "weight": 0.0}},
             "judges": {"better": {"function": f"{file}:more_digits"}},
             "safety": {"functions": {"sevens": {"function": f"{file}:sevens"}}, "bound": 0.1},
         },
-        rollout=SAMPLING,
-        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
-        checkpoint={"every_steps": 100, "export": False},
-        ray={"address": ray_address},
-    )[1:]
+    )
     gains("online_dpo, judge and constraint", "reward/digits", found, seed, learned)
     assert all(abs(row["reward/better"] - 0.5) < 1e-6 for row in found), "within a group wins and losses are as many"
     assert found[-1]["safety/cost"] < 0.1 and found[-1]["safety/multiplier"] < 1.0
@@ -394,19 +383,14 @@ def test_a_constraint_takes_back_what_the_reward_alone_would_raise(
     found = train(
         tmp_path,
         tiny_model,
+        ray_address,
         seed=seed,
-        steps=STEPS,
-        algorithm={"name": "dr_grpo"},
-        data={"heldout": 0},
+        algorithm="dr_grpo",
         reward={
             "functions": {"digits": {"function": f"{file}:share"}},
             "safety": {"functions": {"cost": {"function": f"{file}:share", "weight": 2.0}}, "bound": 0.0, "lr": 1.0},
         },
-        rollout=SAMPLING,
-        learner={"backend": "torch", "optimizer": {"lr": 1e-3}},
-        checkpoint={"every_steps": 100, "export": False},
-        ray={"address": ray_address},
-    )[1:]
+    )
     multipliers = [row["safety/multiplier"] for row in found]
     assert multipliers == sorted(multipliers) and multipliers[-1] > multipliers[0]
     assert found[0]["safety/cost"] == pytest.approx(2 * found[0]["reward/cost"])
