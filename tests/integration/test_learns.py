@@ -111,7 +111,7 @@ ONLINE: dict[str, Any] = {
 }
 
 
-def train(folder: Path, model: Path, address: str, **changes: Any) -> list[dict[str, Any]]:
+def train(folder: Path, model: Path, address: str, /, **changes: Any) -> list[dict[str, Any]]:
     """A run that makes its own samples, in this process: ONLINE with changes; the metrics of its steps."""
     path = recipe(folder, model, **merged(ONLINE, changes), ray={"address": address})
     run(load_config(path), RunDirectory.create(str(folder / "run")), resume=False, console=Console())
