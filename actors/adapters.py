@@ -7,7 +7,7 @@ adapter layers (vllm_engine).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from actors.buckets import tensors_of
 from actors.lora import LoraSettings
@@ -79,6 +80,16 @@ def adapter_shapes(model_path: str, lora: LoraSettings) -> dict[str, tuple[int, 
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path))
         attach(model, lora)
     return {name: tuple(p.shape) for name, p in adapter_parameters(model).items()}
+
+
+def missing_targets(model_path: str, targets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Each target that names no linear layer of the model, which peft would pass over, with the ends of those names
+    that there are; no weights are read."""
+    with torch.device("meta"):
+        trunk = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path)).base_model
+    linear = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    ends = tuple(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    return {t: ends for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)}
 
 
 def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], lora: LoraSettings, base: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.data.chat import Message
@@ -69,7 +70,27 @@ class RewardModel:
         return score_batch(self.model, ids_BT, mask_BT).double().cpu().numpy()
 
 
-def score_batch(model: torch.nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+class ScoreHead(nn.Linear):
+    """A head that multiplies and answers in float32, whatever the trunk's dtype: a bfloat16 score near 10 would move
+    in steps of 1/16, and pairs that differ by less would tie."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+def exact_head(model: nn.Module) -> nn.Module:
+    """The classifier with its `score` head, if it has a linear one, as a `ScoreHead` of the same parameters."""
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        with torch.device("meta"):
+            exact = ScoreHead(head.in_features, head.out_features, bias=head.bias is not None)
+        exact.weight, exact.bias = head.weight, head.bias
+        model.score = exact
+    return model
+
+
+def score_batch(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """float32 [B]: the head's value at each row's last position where `mask_BT` is 1, padding on either side.
 
     Models without a per-token `score` head (encoders, which pool at their first token) use their own pooling.
@@ -86,7 +107,7 @@ def score_batch(model: torch.nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Ten
     return model.score(last_BD)[:, 0].float()
 
 
-def load_classifier(model_path: str | Path, dtype: torch.dtype) -> torch.nn.Module:
+def load_classifier(model_path: str | Path, dtype: torch.dtype) -> nn.Module:
     """The model with its one-label head; ValueError when the checkpoint has no such head."""
     settle_kernels()
     model, info = AutoModelForSequenceClassification.from_pretrained(model_path, dtype=dtype, output_loading_info=True)
@@ -102,7 +123,7 @@ def load_classifier(model_path: str | Path, dtype: torch.dtype) -> torch.nn.Modu
         raise ValueError(
             f"{model_path} has {labels} labels, a reward model has one; retrain or export its head with num_labels 1"
         )
-    return model
+    return exact_head(model)
 
 
 def _token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from cluster.config.load import load_config
+from cluster.config import Pipeline, load_run
 from cluster.errors import RunFailed, UserError
+from cluster.run.stages import PipelineDirectory
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAYLIGN_ADDRESS", "RAY_ADDRESS")
@@ -207,7 +208,7 @@ def train_job(
     now: datetime | None = None,
 ) -> JobSpec:
     """A checked `raylign train` job. Every problem of the config is raised here, before anything is shipped."""
-    config = load_config(config_path, overrides)
+    config = load_run(config_path, overrides)
     root = (working_dir or checkout_root()).resolve()
     path = config_path.resolve()
     if not path.is_relative_to(root):
@@ -224,6 +225,8 @@ def train_job(
         if not here and not os.path.isabs(run_dir):
             raise UserError(f"--run-dir {run_dir} must be an absolute path (seen by every node) or a URL")
         run_dir = os.path.abspath(run_dir)
+    if isinstance(config, Pipeline):
+        PipelineDirectory(run_dir)  # refuses what cannot hold one
     command = ["-m", "cluster.cli", "train", path.relative_to(root).as_posix(), *overrides, "ray.address=auto"]
     command += ["--run-dir", run_dir, *(["--resume"] if resume else [])]
     return JobSpec(submission_id, f"exec {_python()} {shlex.join(command)}", str(root), run_dir)

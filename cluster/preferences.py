@@ -17,7 +17,7 @@ from actors.types import SampleBatch
 from cluster.columns import StepColumns
 from cluster.config import resolve
 from cluster.offline import OfflineJob, Part, Placed
-from cluster.reference_sums import ReferenceSums
+from cluster.reference_sums import ReferenceSums, weights_identity
 from cluster.run.evaluation import followed
 from learners.presets import REFERENCE_FREE
 
@@ -46,7 +46,8 @@ class PreferenceJob(OfflineJob):
         source = self._source(part)
         if self._kto:
             self._partners[part] = partners([row.prompt_tokens for row in source.rows])
-        identity = f"{self.model_path.name}/{self.config.model.dtype}/{self._settings.loss}/{source.fingerprint()}"
+        model = f"{weights_identity(self.model_path)}/{self.config.model.dtype}"
+        identity = f"{model}/{self._settings.loss}/{source.fingerprint()}"
         width = (2 if self._pairs else 1) + self._kto
         sums = ReferenceSums(self.directory.root / f"reference-{part}.npz", identity, len(source), width)
         sums.fill(

@@ -21,6 +21,12 @@ CHUNK = 64
 """Rows measured at once."""
 
 
+def weights_identity(model: Path) -> str:
+    """Of a model directory's weight files as they lie there: a reference measured under others is not this one's."""
+    files = sorted(path for path in model.iterdir() if path.suffix in (".safetensors", ".bin"))
+    return "/".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
 class ReferenceSums:
     """A file of sums, NaN where a row was not measured yet. `identity` says what they are of; a file of another
     identity is not read."""

@@ -14,6 +14,7 @@ from actors.adapters import attach
 from actors.attention import implementation
 from actors.forward import PackedTensors
 from actors.numerics import settle_kernels
+from actors.reward_model import exact_head
 from learners.method import ModelSettings
 
 
@@ -65,7 +66,7 @@ class RewardNetwork(nn.Module):
     def forward(self, packed: PackedTensors, row_ends: torch.Tensor) -> torch.Tensor:
         """Scores, float32 [b]; row_ends: [b], where each row's last token stands in the packed row."""
         hidden = self.classifier.base_model(**packed.arguments()).last_hidden_state[0]
-        return self.classifier.score(hidden[row_ends])[:, 0].float()
+        return self.classifier.score(hidden[row_ends])[:, 0]
 
 
 def load_reward_model(settings: ModelSettings) -> RewardNetwork:
@@ -80,7 +81,7 @@ def load_reward_model(settings: ModelSettings) -> RewardNetwork:
         )
     if any(name.startswith("score.") for name in info["missing_keys"]):
         nn.init.zeros_(model.score.weight)
-    return _prepared(RewardNetwork(model), settings)
+    return _prepared(RewardNetwork(exact_head(model)), settings)
 
 
 def _arguments(settings: ModelSettings) -> dict:

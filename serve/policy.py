@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 VERSION_FILE = "raylign.json"
+PIPELINE_FILE = "pipeline.yaml"
 UNVERSIONED = "unversioned"
 _STEP = re.compile(r"step-(\d+)$")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -50,6 +51,10 @@ def find_policy(target: str | Path, step: int | None = None) -> ServedPolicy:
     root = Path(target).expanduser().resolve()
     if not root.is_dir():
         raise ServeInputError(f"{target} is no directory; give a run directory or a Hugging Face model directory")
+    if (root / PIPELINE_FILE).is_file():
+        stages = sorted(path.parent.name for path in root.glob("*/policy") if any(path.glob("step-*")))
+        have = ", ".join(stages) or "no stage has exported a model yet"
+        raise ServeInputError(f"{target} is a pipeline; give the directory of one of its stages: {have}")
     if (root / "config.json").is_file() and not (root / "policy").is_dir():
         if step is not None:
             raise ServeInputError(f"--step {step} needs a run directory, and {target} is a model directory")

@@ -1,6 +1,7 @@
 """`raylign chat`: talk to a tuned policy in the terminal, in plain transformers.
 
-In: a run directory, a model directory or any model reference. Out: streamed answers. Left out: serving (raylign serve).
+In: a run's or a pipeline's directory, a model directory or any model reference. Out: streamed answers. Left out:
+serving (raylign serve).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import typer
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A run directory, a model directory, a hub id or package:NAME/FILE.")],
+    model: Annotated[str, typer.Argument(help="A run's or model's directory, a hub id or package:NAME/FILE.")],
     message: Annotated[str | None, typer.Option("--message", "-m", help="Say one thing and leave.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
@@ -56,10 +57,6 @@ def _answer(network: Any, tokenizer: Any, turns: list[dict[str, str]], max_token
 
 def _model_path(model: str) -> Path:
     from actors.pretrained import resolve_model
-    from cluster.run.directory import RunDirectory
-    from cluster.run.policies import latest_policy
+    from cluster.run.policies import exported_policy
 
-    run = RunDirectory(model)
-    if run.config_file.is_file():
-        return latest_policy(run)
-    return resolve_model(model)
+    return exported_policy(model) or resolve_model(model)

@@ -36,6 +36,7 @@ def evaluate(
     from cluster.run.policies import latest_policy
 
     if config.is_dir():
+        _refuse_pipeline(config)
         run = RunDirectory.attach(config)
         loaded = load_config(run.config_file, overrides or [])
         models = models or [loaded.model.path, str(latest_policy(run))]
@@ -48,6 +49,16 @@ def evaluate(
     if judge is not None:
         first, second = found.values()
         _show_verdicts(models, verdicts(loaded, judge, first, second).tolist())
+
+
+def _refuse_pipeline(directory: Path) -> None:
+    from cluster.errors import UserError
+    from cluster.run.stages import PipelineDirectory
+
+    pipeline = PipelineDirectory(directory)
+    if pipeline.config_file.is_file():
+        stages = ", ".join(str(run) for _, run in pipeline.runs())
+        raise UserError(f"{directory} is a pipeline; give the run directory of one of its stages: {stages}")
 
 
 def _refuse_what_cannot_be_compared(config: Config, source: Path, models: list[str], judge: str | None) -> None:

@@ -19,6 +19,7 @@ from cluster.run.text import duration, number
 
 if TYPE_CHECKING:
     from cluster.jobs import JobView
+    from cluster.run.stages import PipelineDirectory
 
 RECENT_STEPS = 20
 """Steps whose median time the estimate rests on: one slow evaluation must not move it."""
@@ -48,16 +49,19 @@ def status(
         lines = [describe(job, time.time())]
         if job.message:
             lines.append(f"  {job.message}")
-        if job.run_dir and Path(job.run_dir, "config.yaml").is_file():
+        if job.run_dir and any(Path(job.run_dir, name).is_file() for name in ("config.yaml", "pipeline.yaml")):
             lines += run_lines(job.run_dir)
     typer.echo("\n".join(lines))
 
 
 def run_lines(run_dir: str) -> list[str]:
-    """The run's progress and its latest metrics. UserError where no run stands."""
+    """The run's progress and its latest metrics; of a pipeline each stage's. UserError where no run stands."""
     from cluster.run.directory import RunDirectory
     from cluster.run.metrics import read_metrics
+    from cluster.run.stages import PipelineDirectory
 
+    if "://" not in run_dir and (pipeline := PipelineDirectory(run_dir)).config_file.is_file():
+        return _stage_lines(pipeline)
     run = RunDirectory.attach(run_dir)
     at = progress(read_metrics(run.metrics_file), int(run.read_config()["steps"]))
     left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
@@ -65,6 +69,18 @@ def run_lines(run_dir: str) -> list[str]:
     return [f"{run}: step {at.step} of {at.steps}{left}"] + [
         f"  {name:<{width}}  {number(value)}" for name, value in at.latest.items()
     ]
+
+
+def _stage_lines(pipeline: PipelineDirectory) -> list[str]:
+    """A line a stage, with the metrics of the one that is under way."""
+    done, lines = pipeline.finished(), []
+    for name, run in pipeline.runs():
+        if name in done:
+            lines.append(f"{name}: done ({done[name].reason}), {done[name].model or 'nothing exported'}")
+        else:
+            begun = run_lines(str(run)) if run.config_file.is_file() else ["waits"]
+            lines += [f"{name}: {begun[0]}", *begun[1:]]
+    return lines
 
 
 def progress(rows: Sequence[Mapping[str, Any]], steps: int) -> Progress:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from string import Formatter
 
 from cluster.config.problem import Problem
 from cluster.config.reward import Judge
@@ -14,6 +15,8 @@ from cluster.config.schema import Config
 
 RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
 """Names that metrics and evaluations use themselves."""
+JUDGED = ("prompt", "first", "second")
+"""What a judge's template is filled with."""
 
 
 def reward_problems(config: Config) -> Iterator[Problem]:
@@ -80,6 +83,18 @@ def _judge(path: str, judge: Judge) -> Iterator[Problem]:
         yield Problem(path, f"needs exactly one of path and function, got {have}")
     if judge.function is not None and judge.template is not None:
         yield Problem(f"{path}.template", "is what a model is asked, a function asks by itself; remove it")
-    lacking = [slot for slot in ("{prompt}", "{first}", "{second}") if slot not in (judge.template or slot)]
-    if lacking:
-        yield Problem(f"{path}.template", f"the judge must see {', '.join(lacking)}; add them")
+    if judge.template is not None:
+        yield from _template(f"{path}.template", judge.template)
+
+
+def _template(path: str, template: str) -> Iterator[Problem]:
+    try:
+        slots = {slot for _, slot, _, _ in Formatter().parse(template) if slot is not None}
+    except ValueError as error:
+        yield Problem(path, f"its braces do not pair ({error}); write {{{{ and }}}} for braces of the text itself")
+        return
+    if other := sorted(slots - set(JUDGED)):
+        named = ", ".join(f"{{{slot}}}" for slot in other)
+        yield Problem(path, f"nothing fills {named}; write {{{{ and }}}} for braces of the text itself")
+    if lacking := [f"{{{slot}}}" for slot in JUDGED if slot not in slots]:
+        yield Problem(path, f"the judge must see {', '.join(lacking)}; add them")

@@ -108,6 +108,7 @@ def _look_at_models(found: Examination) -> None:
     described = read_model_config(str(found.model.path))
     if (untrainable := untrainable_reason(described, config.model.max_length)) is not None:
         found.wrong.append(Problem("model.path", untrainable))
+    found.wrong += _adapter_problems(config, found.model.path)
     classifies = any("SequenceClassification" in name for name in described.get("architectures") or ())
     if classifies and config.algorithm.name != "reward_model":
         found.wrong.append(Problem("model.path", "a classifier makes no text; give a causal language model"))
@@ -125,6 +126,17 @@ def _look_at_models(found: Examination) -> None:
             found.wrong.append(Problem("rollout.tensor_parallel", anywhere))
         elif (here := unsupported_reason(described, settings, device)) is not None:
             found.cannot_run.append(Problem("model.path", here))
+
+
+def _adapter_problems(config: Config, path: Path) -> Iterator[Problem]:
+    lora = config.model.lora
+    if lora is None or lora.targets == "all-linear":
+        return
+    from actors.adapters import missing_targets
+
+    for target, layers in missing_targets(str(path), lora.targets).items():
+        wrong = f"the model has no linear layer named {target}; its layers' names end in {', '.join(layers)}"
+        yield Problem("model.lora.targets", wrong)
 
 
 def _report_missing(found: Examination, path: str, model: FoundModel) -> None:

@@ -1,11 +1,13 @@
-"""Which exported policy of a run is meant. Left out: how one is written (learners/export.py)."""
+"""Which exported policy of a run, or of a pipeline, is meant. Left out: how one is written (learners/export.py)."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
+from cluster.run.stages import PipelineDirectory
 
 
 def policy_steps(run: RunDirectory) -> list[int]:
@@ -20,3 +22,27 @@ def latest_policy(run: RunDirectory) -> Path:
     if not steps:
         raise UserError(f"{run} has no exported policy yet; let it reach an evaluation or its end")
     return run.policy(steps[-1])
+
+
+def last_stage_policy(pipeline: PipelineDirectory) -> Path:
+    """What the last finished stage that trains a policy exported. UserError when there is none yet."""
+    exported = (pipeline.root / done.model for done in reversed(pipeline.finished().values()) if done.model)
+    policy = next((path for path in exported if not _classifies(path)), None)
+    if policy is None:
+        raise UserError(f"{pipeline} has no exported policy yet; let a stage that trains one finish")
+    return policy
+
+
+def exported_policy(path: str | Path) -> Path | None:
+    """The policy that a run's or a pipeline's directory means; None where it is neither."""
+    if "://" in str(path):
+        return None
+    if (pipeline := PipelineDirectory(path)).config_file.is_file():
+        return last_stage_policy(pipeline)
+    run = RunDirectory(path)
+    return latest_policy(run) if run.config_file.is_file() else None
+
+
+def _classifies(model: Path) -> bool:
+    names = json.loads((model / "config.json").read_text()).get("architectures") or ()
+    return any("SequenceClassification" in name for name in names)

@@ -51,6 +51,15 @@ def test_score_is_the_head_at_the_last_token_in_the_order_given(rewards):
     np.testing.assert_allclose(rewards.score_tokens(sequences), wanted, atol=1e-4)
 
 
+def test_a_bfloat16_model_s_scores_are_float32(directory):
+    """Scores of about 10 in bfloat16 would all be multiples of 1/16: close responses would tie."""
+    half = RewardModel(directory)
+    scores = torch.from_numpy(half.score_tokens([[7, 8, number, 1] for number in range(20, 40)]))
+    assert scores.abs().max() > 1
+    assert (scores.bfloat16().double() != scores).any()
+    assert half.model.score.weight.dtype == torch.bfloat16, "the weights stay as they were"
+
+
 def test_left_padding_does_not_shift_learned_positions():
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=100, n_positions=32, n_embd=32, n_layer=1, n_head=2, num_labels=1)

@@ -57,6 +57,18 @@ def test_a_good_config_has_no_problem_and_its_report_is_complete(given):
     assert sample.columns["answer"] in {row["answer"] for row in ROWS}
 
 
+def test_an_adapter_s_target_that_the_model_lacks_is_told(given):
+    """peft adapts those it finds and says nothing of the others."""
+    good = look(given, "model.lora={targets: [q_proj, layers.0.mlp.up_proj]}")
+    assert good.problems == []
+    wrong = look(given, "model.lora={targets: [q_proj, c_attn, proj]}")
+    ends = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    assert lines(wrong.problems) == [
+        f"model.lora.targets: the model has no linear layer named {target}; its layers' names end in {ends}"
+        for target in ("c_attn", "proj")
+    ]
+
+
 def test_rewards_are_tried_on_the_data_s_own_answer_and_on_ignorance(given):
     found = look(given)
     assert (found.rewards.answered, found.rewards.ignorant) == ({"correct": 1.0}, {"correct": 0.0})

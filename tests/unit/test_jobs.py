@@ -18,6 +18,7 @@ import yaml
 
 from cluster.commands.logs import follow_to_end
 from cluster.commands.status import describe, progress, run_lines
+from cluster.config import load_run
 from cluster.config.load import ConfigError
 from cluster.errors import RunFailed, UserError
 from cluster.jobs import (
@@ -32,6 +33,7 @@ from cluster.jobs import (
     resolve_address,
     train_job,
 )
+from tests.unit.test_pipeline_config import TREE
 
 HERE, THERE = "http://127.0.0.1:8265", "http://head.example.com:8265"
 
@@ -269,6 +271,17 @@ def test_run_directory_on_this_machine_is_made_absolute_since_the_job_runs_elsew
     named = train_job(config, [], address=HERE, run_dir="mine", working_dir=tmp_path)
     unnamed = train_job(config, [], address=HERE, run_dir=None, submission_id="j1", working_dir=tmp_path)
     assert (named.run_dir, unnamed.run_dir) == (f"{tmp_path}/mine", f"{tmp_path}/runs/j1")
+
+
+def test_a_pipeline_is_submitted_as_a_run_is_but_not_to_a_url(tmp_path: Path) -> None:
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(yaml.safe_dump(TREE))
+    spec = train_job(file, ["seed=1"], address=THERE, run_dir="/shared/p", working_dir=tmp_path)
+    assert spec.submission_id.startswith("rlhf-")
+    assert spec.entrypoint.endswith("pipeline.yaml seed=1 ray.address=auto --run-dir /shared/p")
+    assert load_run(file, ["seed=1", "ray.address=auto"]).stages[2].config.ray.address == "auto"
+    with pytest.raises(UserError, match="a pipeline's directory must be a local or mounted path"):
+        train_job(file, [], address=THERE, run_dir="s3://bucket/x", working_dir=tmp_path)
 
 
 def test_checkout_is_found_from_the_code() -> None:

@@ -5,10 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.commands.eval import evaluate
+from cluster.commands.status import run_lines
 from cluster.driver import FREE_TO_CHANGE, Outcome
 from cluster.errors import RunFailed, UserError
 from cluster.pipeline import run_pipeline
+from cluster.run.policies import exported_policy
 from cluster.run.stages import FREE_IN_A_STAGE, PipelineDirectory
+from serve.policy import ServeInputError, find_policy
 from tests.fixtures.fake_run import make_fake_run
 from tests.unit.test_pipeline_config import given
 
@@ -126,6 +130,35 @@ def test_a_model_that_is_gone_is_missed_before_the_next_stage_starts(directory):
     ):
         go(directory, runs)
     assert runs.calls == []
+
+
+def test_status_and_chat_take_a_pipeline_s_directory_and_serve_names_its_stages(directory):
+    with pytest.raises(KeyboardInterrupt):
+        go(directory, Runs("rlhf.ppo", KeyboardInterrupt()))
+    ppo = directory.stage(3, "ppo")
+    ppo.metrics_file.write_text('{"step": 5, "time": 1.0, "reward/mean": 0.5}\n')
+    assert run_lines(str(directory)) == [
+        "sft: done (finished), 01-sft/policy/step-2",
+        "judge: done (finished), 02-judge/policy/step-2",
+        f"ppo: {ppo}: step 5 of 20",
+        "  reward/mean  0.5",
+    ]
+    judge = directory.root / "02-judge/policy/step-2/config.json"
+    judge.write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    assert exported_policy(directory.root) == directory.root / "01-sft/policy/step-2", "a reward model answers nothing"
+    with pytest.raises(ServeInputError, match="is a pipeline; give the directory of one of its stages: 01-sft, 02-ju"):
+        find_policy(directory.root)
+    with pytest.raises(UserError, match=r"is a pipeline; give the run directory of one of its stages: .*/03-ppo"):
+        evaluate(directory.root)
+    assert exported_policy("s3://bucket/run") is None and exported_policy(directory.root / "none") is None
+
+
+def test_nothing_to_talk_to_before_a_stage_is_done(directory):
+    with pytest.raises(KeyboardInterrupt):
+        go(directory, Runs("rlhf.sft", KeyboardInterrupt()))
+    assert run_lines(str(directory))[1:] == ["judge: waits", "ppo: waits"]
+    with pytest.raises(UserError, match="has no exported policy yet; let a stage that trains one finish"):
+        exported_policy(directory.root)
 
 
 def test_a_directory_holds_one_pipeline_or_one_run(tmp_path, directory):

@@ -1,10 +1,12 @@
 """The reference's stored sums: measured once, kept through a kill, and never taken for another run's."""
 
+import os
+
 import numpy as np
 import pytest
 
 from cluster import reference_sums
-from cluster.reference_sums import ReferenceSums
+from cluster.reference_sums import ReferenceSums, weights_identity
 
 
 def measure_into(seen):
@@ -33,6 +35,17 @@ def test_only_what_is_lacking_is_measured_and_a_new_process_finds_it(tmp_path):
 def test_a_file_of_something_else_is_not_read(tmp_path):
     ReferenceSums(tmp_path / "r.npz", "one", 4, 2).fill([0], measure_into([]), quiet)
     assert ReferenceSums(tmp_path / "r.npz", "two", 4, 2).lacking([0]) == [0]
+
+
+def test_other_weights_under_the_same_name_are_another_reference(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    (tmp_path / "config.json").write_text("{}")
+    before = weights_identity(tmp_path)
+    assert weights_identity(tmp_path) == before
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    assert weights_identity(tmp_path) != before
 
 
 def test_a_kill_keeps_what_was_saved(tmp_path, monkeypatch):

@@ -475,6 +475,15 @@ COST = "reward.safety={functions: {length: {function: length_penalty}}}"
             "reward.judges.better.template: the judge must see {first}, {second}; add them",
         ),
         (
+            ["reward.judges={better: {path: p, template: '{prompt} {first} {second} as {json}'}}"],
+            "reward.judges.better.template: nothing fills {json}; write {{ and }} for braces of the text itself",
+        ),
+        (
+            ["reward.judges={better: {path: p, template: '{prompt} {first} {second} {'}}"],
+            "reward.judges.better.template: its braces do not pair (Single '{' encountered in format string); write {{ "
+            "and }} for braces of the text itself",
+        ),
+        (
             ["reward.judges={correct: {function: 'm:f'}}"],
             "reward.judges.correct: a reward function has this name too; rename one",
         ),
