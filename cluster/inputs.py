@@ -100,7 +100,7 @@ def origin_fields(config: Config) -> dict[str, Any]:
         task = data.reasoning_gym
         return {"task": task.task, "task_params": task.params, "size": task.size, "seed": task.seed}
     key = "hub_id" if is_hub_id(data.path) else "path"
-    return {key: data.path, "split": data.split, "seed": config.seed}
+    return {key: data.path, "hub_config": data.subset, "split": data.split, "seed": config.seed}
 
 
 def is_hub_id(path: str) -> bool:

@@ -60,6 +60,9 @@ def read_rows(origin: Origin) -> Iterator[RawRow]:
         return read_task(origin)
     if origin.hub_id:
         return _read_hub(origin)
+    if origin.hub_config is not None:
+        reason = f"the subset {origin.hub_config} is of a hub data set and this one is on disk; remove data.subset"
+        raise DataError(origin.name, [(origin.name, reason)])
     path = Path(origin.path).expanduser()
     if not path.exists():
         raise DataError(origin.name, [(str(path), "there is no such file or directory")])

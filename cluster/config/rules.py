@@ -39,6 +39,8 @@ def _data(config: Config) -> Iterator[Problem]:
     if (data.path is None) == (data.reasoning_gym is None):
         have = "neither" if data.path is None else "both"
         yield Problem("data", f"needs exactly one of data.path and data.reasoning_gym, got {have}")
+    if data.subset is not None and data.path is None:
+        yield Problem("data.subset", "is of a hub data set, this is a task; remove it")
     if data.messages_column is not None and data.prompt_column != _default(Data, "prompt_column"):
         yield Problem(
             "data.prompt_column", f"data.messages_column is read instead, got {data.prompt_column!r}; remove one"

@@ -62,6 +62,8 @@ class Data(Section):
     path: str | None = None
     """JSONL or Parquet file, a `datasets` directory, or a hub id."""
     split: str = "train"
+    subset: str | None = None
+    """Which of a hub data set's configurations, where it has several."""
     reasoning_gym: ReasoningGym | None = None
     prompt_column: str = "prompt"
     messages_column: str | None = None

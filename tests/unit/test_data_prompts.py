@@ -83,6 +83,19 @@ def test_an_unreachable_hub_is_a_data_error_that_names_the_data_set(tokenizer, m
         load_prompts(PromptSettings(hub_id="nobody/none"), tokenizer)
 
 
+def test_a_subset_is_read_from_a_data_set_laid_out_as_on_the_hub_and_refused_for_a_file(tmp_path, tokenizer):
+    write_lines(tmp_path / "easy.jsonl", ROWS)
+    path = write_lines(tmp_path / "hard.jsonl", [{"prompt": "What is 77+88?", "answer": "165"}])
+    configs = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("easy", "hard")]
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+    rows = load_prompts(PromptSettings(hub_id=str(tmp_path), hub_config="hard"), tokenizer).rows
+    assert [row.data["answer"] for row in rows] == ["165"]
+    with pytest.raises(DataError, match="Config name is missing"):
+        load_prompts(PromptSettings(hub_id=str(tmp_path)), tokenizer)
+    with pytest.raises(DataError, match="the subset hard is of a hub data set and this one is on disk; remove"):
+        load_prompts(PromptSettings(path=path, hub_config="hard"), tokenizer)
+
+
 def test_plain_text_without_a_template(tmp_path, tokenizer):
     path = write_lines(tmp_path / "p.jsonl", ROWS)
     source = load_prompts(PromptSettings(path=path, chat_template=False), tokenizer)

@@ -6,7 +6,7 @@ import pytest
 
 from actors.data import DataError, PreferencePair, StoredRows
 from cluster import inputs
-from cluster.stored_inputs import load_stored_inputs
+from cluster.stored_inputs import load_stored_inputs, stored_settings
 from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_tokenizer
 
@@ -43,6 +43,11 @@ def test_a_prompt_may_take_what_the_longest_response_leaves_of_the_window():
 def test_a_name_is_a_hub_id_unless_it_is_written_as_a_file(path, hub):
     settings = inputs.prompt_settings(config(GRPO, f"data.path={path}"))
     assert (settings.hub_id, settings.path) == ((path, None) if hub else (None, path))
+
+
+def test_a_subset_reaches_the_reader():
+    assert inputs.prompt_settings(config(GRPO, "data.path=a/b", "data.subset=all")).hub_config == "all"
+    assert stored_settings(config(DPO, "data.path=a/b", "data.subset=all")).origin.hub_config == "all"
 
 
 def test_what_exists_here_is_read_here_whatever_its_name(tmp_path, monkeypatch):

@@ -15,6 +15,10 @@ def test_the_smallest_recipes_break_no_rule(text):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (
+            ["data.path=null", "data.reasoning_gym={task: chain_sum}", "data.subset=all"],
+            "data.subset: is of a hub data set, this is a task; remove it",
+        ),
         (["data.path=null"], "data: needs exactly one of data.path and data.reasoning_gym, got neither"),
         (
             ["data.reasoning_gym={task: chain_sum}"],
