@@ -120,7 +120,7 @@ def train(folder: Path, model: Path, address: str, /, **changes: Any) -> list[di
     return found
 
 
-def train_offline(folder: Path, model: Path, address: str, **sections: Any) -> list[dict[str, Any]]:
+def train_offline(folder: Path, model: Path, address: str, /, **sections: Any) -> list[dict[str, Any]]:
     """A run on stored rows in this process; its metrics."""
     path = folder / "recipe.yaml"
     whole = {
@@ -226,6 +226,39 @@ def test_a_preference_loss_orders_held_out_pairs(
     )
     follows(f"{name}: {loss}" if name == "dpo" else name, found, seed, learned)
     assert found[-1]["loss"] < found[1]["loss"]
+
+
+ADAPTER = {"lora": {"rank": 8, "alpha": 16.0}}
+
+
+@pytest.mark.parametrize("name", ["ppo", "online_dpo"])
+def test_an_adapter_learns_from_samples_of_its_own(
+    name: str, seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    critic = {"optimizer": {"lr": 1e-3, "head_lr": 1e-2}} if name == "ppo" else None
+    changes = {"algorithm": {"name": name}, "critic": critic, "model": ADAPTER, "learner": {"optimizer": {"lr": 1e-2}}}
+    found = train(tmp_path, tiny_model, ray_address, seed=seed, **changes)
+    gains(f"{name} with an adapter", "reward/mean", found, seed, learned)
+    apart = "kl/ref" if name == "ppo" else "rewards/chosen"
+    assert found[0][apart] == pytest.approx(0.0, abs=1e-6), "the reference is the base, which the adapter starts as"
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward_model"])
+def test_an_adapter_learns_from_pairs(
+    name: str, seed: int, learned: Note, pairs: Path, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    found = train_offline(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        seed=seed,
+        steps=STEPS,
+        algorithm={"name": name},
+        model={"path": str(tiny_model), "dtype": "float32", "max_length": 256, **ADAPTER},
+        learner={"backend": "torch", "optimizer": {"lr": 1e-2}},
+        data={"path": str(pairs), "heldout": 24},
+    )
+    follows(f"{name} with an adapter", found, seed, learned)
 
 
 def test_supervised_tuning_raises_the_log_prob_of_held_out_answers(
