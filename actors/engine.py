@@ -43,8 +43,9 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to generate. Token t is drawn with `sampling.uniforms(seed, t)`: it depends on nothing else in the
-    batch. temperature 0 is greedy; its log-probs are those of temperature 1, of no use for training."""
+    """One sequence to generate. Its token t is drawn with `sampling.uniforms(seed, made + t)`: it depends on nothing
+    else in the batch. temperature 0 is greedy; its log-probs are those of temperature 1, of no use for training. made:
+    the last tokens of the prompt that are a response begun elsewhere; the draws go on after them."""
 
     id: str
     prompt_tokens: tuple[int, ...]
@@ -56,6 +57,7 @@ class Request:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    made: int = 0
 
 
 @dataclass(frozen=True, slots=True)

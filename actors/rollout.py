@@ -1,12 +1,13 @@
 """The rollout worker: prompts to samples over one engine, and the proof that the engine runs the weights it claims.
 
 In: prompts (ids), sampling settings, weight buckets, a PolicyVersion. Out: a SampleBatch whose every token carries the
-version it was decoded at, RolloutStats, log-probs for the probe. Left out: Ray (cluster wraps this class), text,
-rewards, and the judgement whether a probe's log-probs are good enough (whoever holds the recorded ones decides).
+version it was decoded at, RolloutStats, log-probs for the probe. Left out: Ray (cluster wraps this class), threads
+(rollout_server.py), text, rewards, and the judgement whether a probe's log-probs are good enough (whoever holds the
+recorded ones decides).
 
 States: EMPTY -adopt-> SERVING(N) -begin_publish-> RECEIVING(N+1) -finish_publish-> LOADED(N+1) -admit-> SERVING(N+1).
-Anything refused on the way leaves BETWEEN, where only begin_publish goes on. Only SERVING generates; SERVING and LOADED
-can be probed; version numbers only grow.
+Anything refused on the way leaves BETWEEN, where only begin_publish goes on. Only SERVING decodes; SERVING and LOADED
+can be probed; version numbers only grow. Generations stay open through a publish and go on after it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,13 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.engine import Request, RolloutEngine, StepOutput
+from actors.engine import RolloutEngine
+from actors.generation import Generation, RolloutStats
 from actors.reception import PublishRefused, Reception
-from actors.types import (
-    FinishReason,
-    PolicyVersion,
-    Prompt,
-    Sample,
-    SampleBatch,
-    SamplingSettings,
-    WeightBucket,
-    sample_seed,
-)
+from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings, WeightBucket
 
 
 class WrongVersion(RuntimeError):
@@ -48,75 +40,6 @@ class WorkerState(enum.Enum):
     BETWEEN = "between"
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutStats:
-    """One `generate` call in numbers. prompt_tokens counts a prompt once, whatever its number of samples; logprob_sum
-    is over response tokens, of the sampling distribution (nats)."""
-
-    seconds: float
-    samples: int
-    prompt_tokens: int
-    response_tokens: int
-    truncated: int
-    length_max: int
-    logprob_sum: float
-
-    @property
-    def length_mean(self) -> float:
-        return self.response_tokens / max(self.samples, 1)
-
-    @property
-    def logprob_mean(self) -> float:
-        """Mean log-prob of a response token; at temperature 1 minus this is an unbiased estimate of the entropy."""
-        return self.logprob_sum / max(self.response_tokens, 1)
-
-    @staticmethod
-    def merge(stats: Sequence[RolloutStats]) -> RolloutStats:
-        """Of workers that ran side by side: the slowest one's seconds, everything else added up."""
-        return RolloutStats(
-            seconds=max(s.seconds for s in stats),
-            samples=sum(s.samples for s in stats),
-            prompt_tokens=sum(s.prompt_tokens for s in stats),
-            response_tokens=sum(s.response_tokens for s in stats),
-            truncated=sum(s.truncated for s in stats),
-            length_max=max(s.length_max for s in stats),
-            logprob_sum=sum(s.logprob_sum for s in stats),
-        )
-
-
-@dataclass(slots=True)
-class _Growing:
-    """A sample in the making."""
-
-    prompt: Prompt
-    sample_index: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-    def absorb(self, output: StepOutput, version: int) -> None:
-        if output.token_ids and (not self.spans or self.spans[-1][1] != version):
-            self.spans.append((len(self.tokens), version))
-        self.tokens.extend(output.token_ids)
-        self.logprobs.extend(output.logprobs)
-        self.finish_reason = output.finish_reason
-
-    def sample(self) -> Sample:
-        assert self.finish_reason is not None
-        return Sample(
-            group=self.prompt.group,
-            prompt_id=self.prompt.id,
-            sample_index=self.sample_index,
-            prompt_tokens=np.array(self.prompt.token_ids, np.int32),
-            token_ids=np.array(self.tokens, np.int32),
-            logprobs=np.array(self.logprobs, np.float32),
-            turns=np.zeros(len(self.tokens), np.int16),
-            spans=tuple(self.spans),
-            finish_reason=self.finish_reason,
-        )
-
-
 class RolloutWorker:
     """One engine's owner. One caller, one thread; only `tokens_made` may be read from another."""
 
@@ -131,6 +54,10 @@ class RolloutWorker:
         """The last version admitted; serving it only in state SERVING."""
         self._loaded: PolicyVersion | None = None
         self._reception: Reception | None = None
+        self._open: dict[str, Generation] = {}
+        """Every running request's generation, by the request's id."""
+        self._serial = 0
+        self._progress_at = 0.0
         self.tokens_made = 0
         """Response tokens since the start: who watches this worker from outside sees progress, or none."""
 
@@ -140,8 +67,94 @@ class RolloutWorker:
 
     @property
     def version(self) -> PolicyVersion | None:
-        """The version that `generate` samples from, None in any state but SERVING."""
+        """The version that tokens are sampled from, None in any state but SERVING."""
         return self._version if self._state is WorkerState.SERVING else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence waits for its next token."""
+        return bool(self._open)
+
+    # --- generating ---
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        version_expected: int | None = None,
+        carried: SampleBatch | None = None,
+    ) -> Generation:
+        """Queue every sample of these prompts that `carried` does not hold finished; `pump` then makes its tokens.
+        WrongVersion if another version is served than the one expected. Whatever is raised, no request stays behind."""
+        serving = self._serving()
+        if version_expected is not None and serving.number != version_expected:
+            raise WrongVersion(
+                f"version {version_expected} was asked for, the worker serves {serving.number}: publish first"
+            )
+        if not self._open:
+            self._progress_at = self._clock()
+        generation = Generation(self._serial, prompts, sampling, carried, self._clock())
+        self._serial += 1
+        queued: list[str] = []
+        try:
+            for request in generation.requests():
+                self._engine.add_request(request)
+                queued.append(request.id)
+        except BaseException:
+            self._engine.abort(queued)
+            raise
+        self._open |= dict.fromkeys(queued, generation)
+        return generation
+
+    def pump(self) -> list[Generation]:
+        """One decode step of everything queued or running; the generations that it completed. RolloutStalled when no
+        sequence has gained a token for too long; an engine's own error comes through. Neither leaves a request."""
+        version = self._serving().number
+        try:
+            outputs = self._engine.step()
+        except BaseException:
+            self.interrupt()
+            raise
+        made, done = 0, []
+        for output in outputs:
+            generation = self._open[output.request_id]
+            generation.absorb(output, version)
+            made += len(output.token_ids)
+            if output.finish_reason is not None:
+                del self._open[output.request_id]
+                if generation.done:
+                    done.append(generation)
+        self.tokens_made += made
+        self._watch(made)
+        return done
+
+    def _watch(self, made: int) -> None:
+        now = self._clock()
+        if made:
+            self._progress_at = now
+        elif self._open and now - self._progress_at > self._stall_timeout_s:
+            waiting = [request_id.rpartition("/")[0] for request_id in self._open]
+            self.interrupt()
+            raise RolloutStalled(
+                f"no token for {now - self._progress_at:.0f} s (stall_timeout_s {self._stall_timeout_s:g}) with "
+                f"{len(waiting)} requests waiting: {', '.join(waiting[:8])}"
+            )
+
+    def interrupt(self, wanted: Sequence[Generation] | None = None) -> list[Generation]:
+        """Stop these generations, or all, where they stand: they are done, their unfinished samples end with ABORT.
+        Those that were still open."""
+        mine = {id(g) for g in wanted} if wanted is not None else None
+        stopped = {i: g for i, g in self._open.items() if mine is None or id(g) in mine}
+        self._engine.abort(list(stopped))
+        for request_id in stopped:
+            del self._open[request_id]
+        found = list({id(g): g for g in stopped.values()}.values())
+        for generation in found:
+            generation.interrupt()
+        return found
+
+    def result(self, generation: Generation) -> tuple[SampleBatch, RolloutStats]:
+        return generation.result(self._clock())
 
     def generate(
         self,
@@ -153,50 +166,17 @@ class RolloutWorker:
         """`samples_per_prompt` samples of each prompt, rows in the prompts' order, then by sample index. Every request
         is queued before the first decode step. `between_steps` runs after each step and may publish and admit a new
         version: what is decoded afterwards is stamped with it. Whatever is raised, no request stays behind."""
-        if self._serving().number != version_expected:
-            raise WrongVersion(
-                f"version {version_expected} was asked for, the worker serves {self._serving().number}: publish first"
-            )
-        if len({p.group for p in prompts}) < len(prompts):
-            raise ValueError("two prompts have the same group: a group is one admission, send it once")
-        begin = self._clock()
-        growing = {
-            f"{prompt.group}/{index}": _Growing(prompt, index)
-            for prompt in prompts
-            for index in range(sampling.samples_per_prompt)
-        }
+        generation = self.submit(prompts, sampling, version_expected)
         try:
-            for request_id, row in growing.items():
-                self._engine.add_request(_request(request_id, row, sampling))
-            self._decode(growing, between_steps)
+            while not generation.done:
+                self.pump()
+                if between_steps is not None and not generation.done:
+                    between_steps()
         finally:
-            self._engine.abort([i for i, row in growing.items() if row.finish_reason is None])
-        batch = SampleBatch.from_samples([row.sample() for row in growing.values()])
-        return batch, _stats(batch, self._clock() - begin)
+            self.interrupt([generation])
+        return self.result(generation)
 
-    def _decode(self, growing: dict[str, _Growing], between_steps: Callable[[], None] | None) -> None:
-        unfinished = len(growing)
-        progress_at = self._clock()
-        while unfinished:
-            version = self._serving().number
-            made = 0
-            for output in self._engine.step():
-                row = growing[output.request_id]
-                row.absorb(output, version)
-                made += len(output.token_ids)
-                unfinished -= output.finish_reason is not None
-            self.tokens_made += made
-            now = self._clock()
-            if made:
-                progress_at = now
-            elif unfinished and now - progress_at > self._stall_timeout_s:
-                waiting = [i for i, row in growing.items() if row.finish_reason is None]
-                raise RolloutStalled(
-                    f"no token for {now - progress_at:.0f} s (stall_timeout_s {self._stall_timeout_s:g}) with "
-                    f"{len(waiting)} requests waiting: {', '.join(waiting[:8])}"
-                )
-            if between_steps is not None and unfinished:
-                between_steps()
+    # --- weights ---
 
     def adopt(self, version: PolicyVersion) -> None:
         """Serve the weights that the engine loaded from disk at its start, which the caller knows to be `version`."""
@@ -236,6 +216,7 @@ class RolloutWorker:
         if version != self._loaded:
             raise PublishRefused(f"{version} cannot be admitted, the worker holds {self._loaded}")
         self._version, self._loaded, self._state = version, None, WorkerState.SERVING
+        self._progress_at = self._clock()
 
     def close(self) -> None:
         self._state = WorkerState.EMPTY
@@ -257,30 +238,3 @@ class RolloutWorker:
         if self._state not in states:
             allowed = " or ".join(s.value for s in states)
             raise WrongVersion(f"the worker is {self._state.value}, this needs it {allowed}")
-
-
-def _request(request_id: str, row: _Growing, sampling: SamplingSettings) -> Request:
-    return Request(
-        id=request_id,
-        prompt_tokens=row.prompt.token_ids,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
-        seed=sample_seed(sampling.seed, row.prompt.group, row.sample_index),
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_tokens=sampling.min_tokens,
-        stop=sampling.stop,
-    )
-
-
-def _stats(batch: SampleBatch, seconds: float) -> RolloutStats:
-    lengths = batch.lengths
-    return RolloutStats(
-        seconds=seconds,
-        samples=len(batch),
-        prompt_tokens=len(batch.prompt_tokens),
-        response_tokens=int(lengths.sum()),
-        truncated=int((batch.finish_reasons == FinishReason.LENGTH).sum()),
-        length_max=int(lengths.max(initial=0)),
-        logprob_sum=float(batch.logprobs.sum(dtype=np.float64)),
-    )

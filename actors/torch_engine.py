@@ -184,7 +184,7 @@ class TorchEngine:
         limited = bool((top_k_B < vocabulary).any() or (top_p_B < 1).any())
         drawn_B, logprobs_BV = draw(
             logits_BV / warm_B[:, None],
-            uniforms([r.seed for r in requests], [len(row.made) for row in rows]),
+            uniforms([r.seed for r in requests], [row.request.made + len(row.made) for row in rows]),
             top_k_B.to(self._device) if limited else None,
             top_p_B.to(self._device) if limited else None,
         )

@@ -52,8 +52,9 @@ class WeightPort:
 
         def forward(logits, _generators, k, p):
             states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
-            seeds = [state.sampling_params.extra_args[_SEED] for state in states]
-            return draw(logits, uniforms(seeds, [len(state.output_token_ids) for state in states]), k, p)
+            given = [state.sampling_params.extra_args for state in states]
+            made = [g[_MADE] + len(s.output_token_ids) for g, s in zip(given, states, strict=True)]
+            return draw(logits, uniforms([g[_SEED] for g in given], made), k, p)
 
         runner.sampler.topk_topp_sampler.forward = forward
 
@@ -157,13 +158,13 @@ class VllmEngine:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            extra_args={_SEED: 0},
+            extra_args={_SEED: 0, _MADE: 0},
             prompt_logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        ids = [f"probe/{self._probes}/{row}" for row in range(len(prompts))]
         self._probes += 1
+        ids = [f"probe/{self._probes}/{row}" for row in range(len(prompts))]
         for request_id, prompt, response in zip(ids, prompts, responses, strict=True):
             tokens = [int(t) for t in (*prompt, *response)]
             if not len(response):
@@ -240,7 +241,7 @@ class VllmEngine:
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
-            extra_args={_SEED: request.seed},
+            extra_args={_SEED: request.seed, _MADE: request.made},
             max_tokens=max_tokens,
             min_tokens=min(request.min_tokens, max_tokens),
             stop=list(request.stop),
@@ -266,7 +267,7 @@ class VllmEngine:
         self._started.discard(request_id)
 
 
-_SEED = "raylign_seed"
+_SEED, _MADE = "raylign_seed", "raylign_made"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from actors.data.order import PromptOrder
+from actors.generation import RolloutStats
 from actors.pretrained import resolve_model
-from actors.rollout import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples

@@ -155,6 +155,21 @@ def test_a_sample_depends_on_its_seed_not_on_company_order_or_history(engine):
     assert other["r5"].tokens != first["r5"].tokens
 
 
+def test_a_response_begun_elsewhere_goes_on_with_the_draws_that_it_would_have_had(engine):
+    requests = [request(i, ignore_eos=True) for i in range(6)]
+    whole = run(engine, requests)
+
+    def rest_of(r: Request, at: int) -> Request:
+        return replace(r, prompt_tokens=(*r.prompt_tokens, *whole[r.id].tokens[:at]), max_tokens=12 - at, made=at)
+
+    rest = run(engine, [rest_of(r, 3 + i) for i, r in enumerate(requests)])
+    for i, r in enumerate(requests):
+        assert rest[r.id].tokens == whole[r.id].tokens[3 + i :]
+        np.testing.assert_allclose(rest[r.id].logprobs, whole[r.id].logprobs[3 + i :], atol=1e-4)
+    afresh = run(engine, [replace(rest_of(r, 3), made=0) for r in requests])
+    assert any(afresh[r.id].tokens != whole[r.id].tokens[3:] for r in requests), "draws from the start are others"
+
+
 def test_the_same_wave_gives_the_same_bits_whatever_ran_before(engine):
     """Prompts longer than a block of the cache: what the first wave read must not stand in for it in the second."""
     long = tuple(range(4, 44))

@@ -10,8 +10,9 @@ import torch
 
 from actors.buckets import make_buckets
 from actors.engine import Request
+from actors.generation import RolloutStats, token_versions
 from actors.reception import PublishRefused
-from actors.rollout import RolloutStalled, RolloutStats, RolloutWorker, WorkerState, WrongVersion
+from actors.rollout import RolloutStalled, RolloutWorker, WorkerState, WrongVersion
 from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings, digest_buckets, sample_seed
 from tests.fixtures.scripted_engine import ScriptedEngine
 
@@ -136,6 +137,113 @@ def test_a_slow_engine_that_makes_tokens_is_not_stalled():
     worker = serving_worker(ScriptedEngine(SCRIPT, on_step=slow), stall_timeout_s=10.0, clock=lambda: now[0])
     _, stats = worker.generate(PROMPTS, TWO_EACH, 0)
     assert stats.seconds == 27.0
+
+
+def interrupted_after(steps: int, script=SCRIPT, settings=TWO_EACH):
+    """What a worker gives back that is interrupted after so many decode steps."""
+    worker = serving_worker(ScriptedEngine(script))
+    generation = worker.submit(PROMPTS, settings)
+    for _ in range(steps):
+        worker.pump()
+    assert worker.interrupt() == [generation]
+    return worker.result(generation)
+
+
+def test_an_interrupted_generation_gives_back_what_it_has_and_another_worker_carries_it_on():
+    partial, stats = interrupted_after(2)
+    assert [(s.token_ids.tolist(), s.finish_reason.name) for s in partial] == [
+        ([10, 11], "STOP"),
+        ([12], "STOP"),
+        ([13, 14], "ABORT"),
+        ([17, 18], "ABORT"),
+    ]
+    assert (stats.samples, stats.unfinished, stats.response_tokens, stats.truncated) == (4, 2, 3, 0)
+
+    engine = ScriptedEngine(SCRIPT)
+    worker = serving_worker(engine)
+    publish(worker, 1.0, 6)
+    generation = worker.submit(PROMPTS, TWO_EACH, 6, partial)
+    assert set(engine.requests) == {"3/0", "3/1"}, "what is finished is not made again"
+    carried = engine.requests["3/0"]
+    assert (carried.prompt_tokens, carried.max_tokens, carried.made) == ((4, 5, 13, 14), 1, 2)
+    assert carried.seed == sample_seed(5, 3, 0)
+    assert worker.pump() == [generation]
+    whole, stats = worker.result(generation)
+    assert [s.token_ids.tolist() for s in whole] == [[10, 11], [12], [13, 14, 15], [17, 18, 19]]
+    assert [s.spans for s in whole] == [((0, 0),), ((0, 0),), ((0, 0), (2, 6)), ((0, 0), (2, 6))]
+    assert [s.finish_reason.name for s in whole] == ["STOP", "STOP", "LENGTH", "STOP"]
+    np.testing.assert_allclose(whole.logprobs, -whole.token_ids / 100, atol=1e-7)
+    assert (stats.unfinished, stats.carried_tokens, stats.response_tokens) == (0, 7, 9)
+    assert (stats.version_sum, stats.oldest) == (2 * 6, 0)
+    assert token_versions(whole).tolist() == [0, 0, 0, 0, 0, 6, 0, 0, 6]
+
+
+def test_a_stop_string_may_span_the_hand_over_so_such_a_sample_begins_again():
+    settings = dataclasses.replace(TWO_EACH, stop=("x",))
+    partial, _ = interrupted_after(2, settings=settings)
+    engine = ScriptedEngine(SCRIPT)
+    worker = serving_worker(engine)
+    generation = worker.submit(PROMPTS, settings, 0, partial)
+    assert engine.requests["3/0"].made == 0
+    while not generation.done:
+        worker.pump()
+    batch, stats = worker.result(generation)
+    assert batch.sample(2).token_ids.tolist() == [13, 14, 15] and stats.carried_tokens == 3
+
+
+def test_generations_share_the_engine_and_each_is_done_by_itself():
+    engine = ScriptedEngine(SCRIPT)
+    worker = serving_worker(engine)
+    first = worker.submit(PROMPTS[:1], TWO_EACH)
+    worker.pump()
+    second = worker.submit(PROMPTS[1:], TWO_EACH)
+    again = worker.submit(PROMPTS[:1], TWO_EACH)
+    assert worker.pump() == [first], "two prompts of one group in two generations do not meet"
+    assert worker.pump() == [again]
+    assert worker.pump() == [second] and not worker.busy
+    assert worker.result(second)[0].prompt_ids.tolist() == [30]
+
+
+def test_one_generation_can_be_interrupted_beside_another():
+    worker = serving_worker(ScriptedEngine(SCRIPT))
+    first, second = (worker.submit([prompt], TWO_EACH) for prompt in PROMPTS)
+    worker.pump()
+    assert worker.interrupt([second]) == [second]
+    assert worker.pump() == [first]
+    assert worker.result(second)[1].unfinished == 2
+
+
+def test_open_generations_wait_through_a_publish_and_go_on_under_the_new_version():
+    worker = serving_worker(ScriptedEngine(SCRIPT))
+    generation = worker.submit(PROMPTS, TWO_EACH)
+    worker.pump()
+    buckets, version = buckets_of(1.0, 1)
+    worker.begin_publish(1)
+    with pytest.raises(WrongVersion, match="the worker is receiving"):
+        worker.pump()
+    for bucket in buckets:
+        worker.receive(bucket)
+    worker.finish_publish(version)
+    worker.admit(version)
+    while not generation.done:
+        worker.pump()
+    assert worker.result(generation)[0].sample(2).spans == ((0, 0), (1, 1))
+
+
+def test_a_prompt_that_the_engine_refuses_leaves_no_request_of_its_call(monkeypatch):
+    engine = ScriptedEngine(SCRIPT)
+    worker = serving_worker(engine)
+    add = engine.add_request
+
+    def refuse_the_last(request):
+        if request.id.startswith("3/1"):
+            raise ValueError("no room")
+        add(request)
+
+    monkeypatch.setattr(engine, "add_request", refuse_the_last)
+    with pytest.raises(ValueError, match="no room"):
+        worker.submit(PROMPTS, TWO_EACH)
+    assert engine.running == [] and not worker.busy
 
 
 def test_an_engine_error_reaches_the_caller_and_leaves_no_request_behind():
@@ -273,5 +381,5 @@ def test_a_request_says_what_the_sampling_settings_say():
     engine = ScriptedEngine(lambda request: [1])
     settings = SamplingSettings(temperature=0.7, top_p=0.9, top_k=4, max_tokens=6, min_tokens=2, stop=("x",), seed=1)
     batch, _ = serving_worker(engine).generate(PROMPTS[:1], settings, 0)
-    assert engine.requests["7/0"] == Request("7/0", (1, 2, 3), 0.7, 6, sample_seed(1, 7, 0), 0.9, 4, 2, ("x",))
+    assert engine.requests["7/0"] == Request("7/0/0", (1, 2, 3), 0.7, 6, sample_seed(1, 7, 0), 0.9, 4, 2, ("x",))
     assert batch.finish_reasons.tolist() == [FinishReason.STOP]
