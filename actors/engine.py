@@ -73,7 +73,7 @@ class StepOutput:
 
 
 class RolloutEngine(Protocol):
-    """Eight verbs. One caller, one thread."""
+    """Nine verbs. One caller, one thread."""
 
     def add_request(self, request: Request) -> None:
         """Queue a request. Its tokens end at `max_tokens` or at `max_model_len`, whichever comes first. ValueError if
@@ -102,6 +102,9 @@ class RolloutEngine(Protocol):
     def finish_update(self) -> None:
         """Make the loaded weights effective everywhere (packed kernels, tied heads) and forget cached prefixes.
         ValueError, and still between versions, if a parameter was not loaded."""
+
+    def pressure(self) -> float:
+        """The share of its cache that running sequences hold, in [0, 1]; may be read from any thread."""
 
     def close(self) -> None:
         """Free the engine and whatever processes it has."""

@@ -21,8 +21,8 @@ from actors.types import FinishReason, Prompt, Sample, SampleBatch, SamplingSett
 class RolloutStats:
     """One generation in numbers. prompt_tokens counts a prompt once, whatever its number of samples; logprob_sum is
     over response tokens, of the sampling distribution (nats). unfinished: samples that were interrupted, counted in
-    nothing else but `samples`; carried_tokens: of response_tokens, those that an earlier worker made. version_sum: of
-    every response token's policy version; oldest: the least of them."""
+    nothing else but `samples` and partial_tokens, what they have; carried_tokens: those that an earlier worker made.
+    version_sum: of every response token's policy version; oldest: the least of them."""
 
     seconds: float
     samples: int
@@ -32,6 +32,7 @@ class RolloutStats:
     length_max: int
     logprob_sum: float
     unfinished: int = 0
+    partial_tokens: int = 0
     carried_tokens: int = 0
     version_sum: int = 0
     oldest: int = 0
@@ -61,6 +62,7 @@ class RolloutStats:
             length_max=max(s.length_max for s in stats),
             logprob_sum=sum(s.logprob_sum for s in stats),
             unfinished=total("unfinished"),
+            partial_tokens=total("partial_tokens"),
             carried_tokens=total("carried_tokens"),
             version_sum=total("version_sum"),
             oldest=min(s.oldest for s in stats),
@@ -193,6 +195,7 @@ class Generation:
             length_max=int(lengths[whole].max(initial=0)),
             logprob_sum=float(batch.logprobs[in_whole].sum(dtype=np.float64)),
             unfinished=int((~whole).sum()),
+            partial_tokens=int(lengths[~whole].sum()),
             carried_tokens=self._carried_tokens,
             version_sum=int(versions[in_whole].sum()),
             oldest=int(versions.min(initial=np.iinfo(np.int64).max)) if len(versions) else 0,

@@ -75,6 +75,11 @@ class RolloutWorker:
         """Whether a sequence waits for its next token."""
         return bool(self._open)
 
+    @property
+    def pressure(self) -> float:
+        """The share of the engine's cache that is held."""
+        return self._engine.pressure()
+
     # --- generating ---
 
     def submit(

@@ -56,6 +56,10 @@ class RolloutServer:
         return self._worker.tokens_made
 
     @property
+    def pressure(self) -> float:
+        return self._worker.pressure
+
+    @property
     def open(self) -> int:
         """Generations that are under way."""
         return len(self._open)

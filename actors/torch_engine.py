@@ -138,6 +138,9 @@ class TorchEngine:
             raise ValueError(f"the update lacks {len(lacking)} parameters, such as {lacking[0]}: publish them all")
         self._between = False
 
+    def pressure(self) -> float:
+        return len(self._running()) / self._settings.max_num_seqs
+
     def close(self) -> None:
         self._queued, self._cohorts = {}, []
 

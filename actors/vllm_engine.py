@@ -32,6 +32,7 @@ from actors.buckets import tensors_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason
 from actors.numerics import settle_kernels
+from actors.probe import last_logprobs
 from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
 from actors.vllm_adapter import AdapterSlot, adapter_args, add_by_matmul
@@ -179,7 +180,8 @@ class VllmEngine:
         while len(found) < len(ids):
             for raw in self._engine.step():
                 if raw.request_id in lengths:
-                    found[raw.request_id] = _own_logprobs(raw, lengths[raw.request_id])
+                    count = lengths[raw.request_id]
+                    found[raw.request_id] = last_logprobs(raw.prompt_token_ids, raw.prompt_logprobs, count)
                 else:
                     self._held.append(self._convert(raw))
         return [found[request_id] for request_id in ids]
@@ -213,6 +215,9 @@ class VllmEngine:
             self._engine.abort_request([request.id], internal=False)
             self._submit(request, room(len(request.prompt_tokens), request.max_tokens, self._settings))
         self._between = False
+
+    def pressure(self) -> float:
+        return float(self._engine.engine_core.engine_core.scheduler.kv_cache_manager.usage)
 
     def close(self) -> None:
         if self._engine is None:
@@ -292,10 +297,3 @@ def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
         disable_log_stats=True,
         **adapter_args(settings),
     )
-
-
-def _own_logprobs(raw: Any, response_length: int) -> np.ndarray:
-    """The log-probs of the last `response_length` prompt tokens themselves, float32."""
-    tokens = raw.prompt_token_ids[-response_length:]
-    rows = raw.prompt_logprobs[-response_length:]
-    return np.array([row[token].logprob for row, token in zip(rows, tokens, strict=True)], np.float32)

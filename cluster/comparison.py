@@ -23,9 +23,10 @@ from cluster.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, score
 from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.placement import plan
 from cluster.roles.scorer import load_judge
+from cluster.rollouts import start_pool
 from cluster.run.evaluation import followed
 from cluster.stored_inputs import load_stored_inputs
-from cluster.workers import RolloutPool, ScorerPool, get
+from cluster.workers import ScorerPool, get
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,12 @@ def _responses(config: Config, path: Path) -> Answers:
     with Cluster(config.ray.address, logical_cpus(config)) as cluster:
         placement = plan(config, os.cpu_count() or 1, cluster.resources()[1])
         rollout = config.rollout
-        engine = resolve.engine_settings(config, str(path))
-        pool = RolloutPool(
-            placement.role("rollout"), engine, rollout.engine, rollout.stall_timeout_s, rollout.timeout_s
-        )
+        pool = start_pool(config, placement, path)
         spec = scorer_spec(config, path, reward_specs(config), Path.cwd())
         scorers = ScorerPool(placement.role("scorer"), spec, rollout.timeout_s)
         tokenizer = load_tokenizer(config, path)
         prompts = heldout_prompts(load_inputs(config, tokenizer))
-        pool.adopt(PolicyVersion(0, "from disk"), config.ray.start_timeout_s)
+        pool.adopt(PolicyVersion(0, "from disk"))
         samples = pool.generate(prompts, resolve.evaluation_settings(config), 0)
         found = scorers.wait([scores for scores, _ in scorers.score(samples)])
         batch = SampleBatch.concat(get(list(samples.chunks), rollout.timeout_s, "fetching the responses"))

@@ -18,8 +18,9 @@ from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
 from cluster.config.reward import Judge
 from cluster.inputs import OnlineInputs
+from cluster.pool import RolloutPool
 from cluster.roles.scorer import JudgeSpec, RewardModelSpec, ScorerSpec
-from cluster.workers import RolloutPool, ScorerPool
+from cluster.workers import ScorerPool
 
 HELDOUT_GROUP = 1 << 40
 """Held-out prompts' groups start here: apart from every position of the training order."""

@@ -28,10 +28,14 @@ from cluster.placement import Placement
 from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
+from cluster.rollouts import start_pool
 from cluster.run.samples import write_samples
 from cluster.scoring import Scoring
-from cluster.workers import LearnerGroup, RolloutPool, ScorerPool, get, put
+from cluster.workers import LearnerGroup, ScorerPool, get, put
 from learners.method import TokenDetails
+
+FIRST_PROBE = 64
+"""Responses, and tokens each, on which fresh engines are measured."""
 
 
 class OnlineJob(Job):
@@ -59,13 +63,9 @@ class OnlineJob(Job):
             ),
             config.learner.update_timeout_s,
         )
-        rollout = config.rollout
-        engine = resolve.engine_settings(config, str(self.model_path))
-        self.rollouts = RolloutPool(
-            placement.role("rollout"), engine, rollout.engine, rollout.stall_timeout_s, rollout.timeout_s
-        )
+        self.rollouts = start_pool(config, placement, self.model_path, self._tell_of_workers)
         self.scorers = ScorerPool(
-            placement.role("scorer"), scorer_spec(config, self.model_path, reward_specs, base), rollout.timeout_s
+            placement.role("scorer"), scorer_spec(config, self.model_path, reward_specs, base), config.rollout.timeout_s
         )
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
@@ -96,7 +96,7 @@ class OnlineJob(Job):
         self.console.phase("loading models and engines")
         self._building.result()
         self._starter.shutdown()
-        self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"), config.ray.start_timeout_s)
+        self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
         self.publisher.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
         self.console.phase("probing the engines")
         self.recorded = self._first_probe()
@@ -107,11 +107,16 @@ class OnlineJob(Job):
             self.ledger.clear()
 
     def _first_probe(self) -> Any:
-        n = self.config.weights.probe_samples
-        prompts = self.train.prompts(self.order.take(0, min(n, len(self.train))))
-        one = resolve.sampling_settings(self.config)
-        samples = self.rollouts.generate(prompts, once(one), self.publisher.version.number, n)
-        return samples.recorded
+        """Short responses to some prompts, enough to measure the engines against the learner."""
+        n = min(max(FIRST_PROBE, self.config.weights.probe_samples), len(self.train))
+        one = once(resolve.sampling_settings(self.config))
+        short = replace(one, max_tokens=min(one.max_tokens, FIRST_PROBE), min_tokens=0)
+        prompts = self.train.prompts(self.order.take(0, n))
+        return self.rollouts.generate(prompts, short, self.publisher.version.number, n).recorded
+
+    def _tell_of_workers(self, kind: str, text: str) -> None:
+        self.events.write(kind, text)
+        self.console.event(text)
 
     def _resume(self, commit: Path) -> None:
         fresh = self.state.fresh_mismatch

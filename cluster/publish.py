@@ -10,13 +10,17 @@ out: transports other than the object store.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from actors.probe import mean_mismatch
+import numpy as np
+
+from actors.probe import Mismatch, mismatch
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.errors import RunFailed
-from cluster.workers import LearnerGroup, RolloutPool
+from cluster.pool import RolloutPool
+from cluster.workers import LearnerGroup
 
 ROUNDING = 1e-4
 """Nats: float32 kernels of two libraries agree to this, so a tighter bound would fail on rounding alone."""
@@ -34,7 +38,8 @@ class Published:
 
 
 class Publisher:
-    """Version numbers only grow. The last version's buckets stay in the object store until the next is admitted."""
+    """Version numbers only grow. The last version's buckets stay in the object store until the next is admitted, and
+    with them what a worker that joins meanwhile is judged by."""
 
     def __init__(
         self, pool: RolloutPool, learner: LearnerGroup, *, bucket_bytes: int, timeout_s: float, factor: float
@@ -44,18 +49,23 @@ class Publisher:
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
         self._factor = factor
-        self._buckets: list[Ref] = []
+        self._fresh: Mismatch | None = None
         self.version = PolicyVersion(0, "")
-        self.fresh_mismatch: float | None = None
 
     def adopt(self, version: PolicyVersion) -> None:
         """The engines hold `version` from disk."""
         self.version = version
 
     def calibrate(self, probe: Ref) -> float:
-        """Measure a freshly loaded engine against the learner, both on the same weights."""
-        self.fresh_mismatch = self._mismatch(probe, self._learner.policy_logprobs([probe], temperature=1.0))
-        return self.fresh_mismatch
+        """Measure a freshly loaded engine against the learner, both on the same weights; the mean mismatch, in nats."""
+        shares = self._learner.policy_logprobs([probe], temperature=1.0)
+        engines = self._pool.probe(probe)
+        learner = self._learner.wait(shares, "scoring the recorded samples")
+        self._fresh = max((mismatch(engine, learner) for engine in engines), key=lambda found: found.mean)
+        if not np.isfinite(self._fresh.mean):
+            raise RunFailed("the engines or the learner give log-probs that are not finite, before any training")
+        self._pool.calibrated(probe, self._judge(learner))
+        return self._fresh.mean
 
     def publish(self, probe: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
@@ -67,20 +77,31 @@ class Publisher:
         self._pool.begin_publish(number)
         buckets, summary = self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive)
         version = PolicyVersion(number, summary.digest)
-        self._pool.finish_publish(version, self._timeout_s)
-        mismatch = self._mismatch(probe, shares)
-        bound = max(self._factor * self.fresh_mismatch, ROUNDING)
-        if not mismatch <= bound:
-            raise RunFailed(
-                f"an engine received version {version.number} but does not compute with it: its log-probs differ from "
-                f"the learner's by {mismatch:.4f} nats on average, a freshly loaded engine's by "
-                f"{self.fresh_mismatch:.4f} (bound {bound:.4f}); resume to load the engines afresh"
-            )
-        self._pool.admit(version, self._timeout_s)
-        self._buckets, self.version = buckets, version
-        return Published(version, time.monotonic() - start, summary.nbytes, mismatch)
-
-    def _mismatch(self, probe: Ref, shares: tuple[Ref, ...]) -> float:
-        engines = self._pool.probe(probe, self._timeout_s)
+        self._pool.finish_publish(version)
+        engines = self._pool.probe(probe)
         learner = self._learner.wait(shares, "scoring the recorded samples")
-        return max(mean_mismatch(engine, learner) for engine in engines)
+        judge = self._judge(learner)
+        for engine in engines:
+            if (wrong := judge(engine)) is not None:
+                raise RunFailed(f"an engine {wrong}; resume to load the engines afresh")
+        self._pool.admit(version, buckets, probe, judge)
+        self.version = version
+        worst = max((mismatch(engine, learner).mean for engine in engines), default=0.0)
+        return Published(version, time.monotonic() - start, summary.nbytes, worst)
+
+    def _judge(self, learner: list) -> Callable[[np.ndarray], str | None]:
+        """What is wrong with an engine's log-probs of the samples that the learner's are of; None if nothing is."""
+        fresh, factor = self._fresh, self._factor
+
+        def judge(engine: np.ndarray) -> str | None:
+            found = mismatch(engine, learner)
+            bound = fresh.bound(factor, found.doubt, ROUNDING)
+            if found.mean <= bound:
+                return None
+            return (
+                "received the published version but does not compute with it: its log-probs differ from the learner's "
+                f"by {found.mean:.4f} nats on average, a freshly loaded engine's by {fresh.mean:.4f} (bound "
+                f"{bound:.4f})"
+            )
+
+        return judge

@@ -1,58 +1,125 @@
-"""A rollout worker: what runs inside its process. Knows nothing of Ray: `workers.py` wraps it in an actor.
+"""A rollout worker: what runs inside its process. Knows nothing of Ray: `workers/rollout.py` wraps it in an actor.
 
-In: prompts, weight buckets, versions. Out: columns and statistics. Left out: the engine (actors) and who calls when.
+In: tickets' parts, weight buckets, versions, as coroutine calls. Out: columns and statistics. Calls about weights carry
+a turn and take effect in the order of turns, whatever order they arrive in. Left out: the engine and its thread
+(actors), who calls when (the pool).
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import importlib.metadata
 from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.engine import EngineSettings
-from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings, WeightBucket
+from actors.probe import worth_recording
+from actors.types import Prompt, SampleBatch, SamplingSettings
+from cluster.pool.handle import WorkerIdentity, WorkerPulse
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 class RolloutRole:
-    """A rollout worker: an engine and the policy version it holds."""
+    """A rollout worker: an engine in its thread, and the policy version it holds."""
 
     def __init__(self, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
         from actors.rollout import RolloutWorker
+        from actors.rollout_server import RolloutServer
 
-        self._settings = settings
-        self.worker = RolloutWorker(_rollout_engine(settings, kind), stall_timeout_s=stall_timeout_s)
+        self._settings, self._kind = settings, kind
+        self._server = RolloutServer(
+            lambda: RolloutWorker(_rollout_engine(settings, kind), stall_timeout_s=stall_timeout_s)
+        )
+        self._next = 0
+        self._early: dict[int, tuple[str, Any, Future[Any]]] = {}
 
-    def adopt(self, version: PolicyVersion) -> None:
-        self.worker.adopt(version)
+    async def identity(self) -> WorkerIdentity:
+        folder = Path(self._settings.model_path)
+        package = {"vllm": "vllm", "torch": "transformers"}[self._kind]
+        return WorkerIdentity(
+            engine=f"{self._kind} {_version(package)}",
+            dtype=self._settings.dtype,
+            tokenizer=_digest([folder / name for name in TOKENIZER_FILES]),
+            model=_digest([folder / "config.json"]),
+        )
 
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int, recorded: int
+    async def generate(
+        self,
+        prompts: Sequence[Prompt],
+        carried: SampleBatch | None,
+        sampling: SamplingSettings,
+        version: int | None,
+        recorded: int,
     ) -> tuple[SampleBatch, SampleBatch, Any]:
-        """(samples, the first `recorded` of them for the probe, statistics)."""
-        batch, stats = self.worker.generate(prompts, sampling, version)
-        return batch, batch.take(range(min(recorded, len(batch)))), stats
+        """(samples, some of them for a probe, at least `recorded`; statistics)."""
+        batch, stats = await asyncio.wrap_future(self._server.generate(prompts, sampling, version, carried))
+        return batch, batch.take(worth_recording(batch, recorded) if recorded else []), stats
 
-    def begin_publish(self, number: int) -> None:
-        self.worker.begin_publish(number)
+    async def interrupt(self) -> int:
+        return await asyncio.wrap_future(self._server.interrupt())
 
-    def receive(self, bucket: WeightBucket) -> None:
-        self.worker.receive(bucket)
+    async def in_turn(self, turn: int, verb: str, argument: Any) -> Any:
+        """adopt, begin_publish, receive, finish_publish, probe, admit: when all calls of earlier turns have begun."""
+        answer: Future[Any] = Future()
+        self._early[turn] = (verb, argument, answer)
+        while self._next in self._early:
+            name, given, waiting = self._early.pop(self._next)
+            self._next += 1
+            call = _probe if name == "probe" else _verb(name)
+            _chain(self._server.call(lambda worker, call=call, given=given: call(worker, given)), waiting)
+        return await asyncio.wrap_future(answer)
 
-    def finish_publish(self, version: PolicyVersion) -> None:
-        self.worker.finish_publish(version)
-
-    def probe(self, batch: SampleBatch) -> np.ndarray:
-        """The engine's log-probs of recorded samples, float32 on the batch's T axis."""
-        prompts = [batch.prompt_of(row).tolist() for row in range(len(batch))]
-        responses = [batch.response_of(row).tolist() for row in range(len(batch))]
-        return np.concatenate(self.worker.probe(prompts, responses)).astype(np.float32)
-
-    def admit(self, version: PolicyVersion) -> None:
-        self.worker.admit(version)
+    async def pulse(self) -> WorkerPulse:
+        server = self._server
+        return WorkerPulse(server.tokens_made, server.open, server.pressure, server.seconds)
 
     def close(self) -> None:
-        self.worker.close()
+        self._server.close()
+
+
+def _verb(name: str) -> Any:
+    return lambda worker, given: getattr(worker, name)(given)
+
+
+def _probe(worker: Any, batch: SampleBatch) -> np.ndarray:
+    """The engine's log-probs of recorded samples, float32 on the batch's T axis."""
+    prompts = [batch.prompt_of(row).tolist() for row in range(len(batch))]
+    responses = [batch.response_of(row).tolist() for row in range(len(batch))]
+    return np.concatenate(worker.probe(prompts, responses)).astype(np.float32)
+
+
+def _chain(source: Future[Any], target: Future[Any]) -> None:
+    def copy(done: Future[Any]) -> None:
+        error = done.exception()
+        if error is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(done.result())
+
+    source.add_done_callback(copy)
+
+
+def _digest(files: Sequence[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def _rollout_engine(settings: EngineSettings, kind: str) -> Any:

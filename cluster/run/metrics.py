@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -94,12 +95,14 @@ class EventsWriter:
     def __init__(self, run: RunDirectory, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._file = _open_for_append(run.events_file)
+        self._lock = threading.Lock()  # the rollout pool's thread writes too
 
     def write(self, kind: str, text: str, step: int | None = None, **data: Any) -> None:
         taken = {"time", "step", "kind", "text"} & set(data)
         if taken:
             raise ValueError(f"an event's data cannot use the name {sorted(taken)[0]!r}")
-        _append(self._file, {"time": round(self._clock(), 3), "step": step, "kind": kind, "text": text, **data})
+        with self._lock:
+            _append(self._file, {"time": round(self._clock(), 3), "step": step, "kind": kind, "text": text, **data})
 
     def close(self) -> None:
         self._file.close()

@@ -1,7 +1,7 @@
 """Publishing with proof: the two faults that no error shows are planted, and both are caught before traffic.
 
 Real parts in this process: vLLM's engine, the policy learner on a torch engine, the Publisher. Only Ray is left out:
-the handles below hold the roles themselves where cluster/workers.py holds actors.
+the handles below hold the roles themselves where cluster/workers holds actors.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ class LocalPool:
     def receive(self, bucket: Any) -> None:
         self.worker.receive(bucket)
 
-    def finish_publish(self, version: PolicyVersion, timeout_s: float) -> None:
+    def finish_publish(self, version: PolicyVersion) -> None:
         self.worker.finish_publish(version)
 
-    def probe(self, batch: SampleBatch, timeout_s: float) -> list[np.ndarray]:
+    def probe(self, batch: SampleBatch) -> list[np.ndarray]:
         prompts = [batch.prompt_of(r).tolist() for r in range(len(batch))]
         responses = [batch.response_of(r).tolist() for r in range(len(batch))]
         return [np.concatenate(self.worker.probe(prompts, responses))]
 
-    def admit(self, version: PolicyVersion, timeout_s: float) -> None:
+    def calibrated(self, probe: Any, judge: Any) -> None:
+        """Nobody joins."""
+
+    def admit(self, version: PolicyVersion, buckets: Any, probe: Any, judge: Any) -> None:
         self.worker.admit(version)
 
 

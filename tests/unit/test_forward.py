@@ -8,7 +8,7 @@ import torch
 
 from actors.forward import CHUNK, _LogProbs, score_tokens, to_tensors, token_logprobs
 from actors.packing import fill, lay_out, micro_batches, plant
-from actors.probe import mean_mismatch
+from actors.probe import Mismatch, mismatch, worth_recording
 from actors.reference import ReferenceScorer
 from learners.method import ModelSettings, TokenColumn, assemble
 from learners.models import load_critic, load_policy
@@ -217,6 +217,23 @@ def test_mismatch_is_the_mean_gap_in_nats_and_infinite_where_a_token_lacks():
     engine = np.array([-1.0, -2.0, -3.0], np.float32)
     first = TokenColumn(np.array([2, 0]), np.array([-3.5, -1.25], np.float32))
     second = TokenColumn(np.array([1]), np.array([-2.0], np.float32))
-    assert mean_mismatch(engine, [first, second]) == pytest.approx(0.25)
-    assert mean_mismatch(engine, [first]) == float("inf")
-    assert mean_mismatch(np.array([np.nan, -2.0, -3.0]), [first, second]) == float("inf")
+    found = mismatch(engine, [first, second])
+    assert found.mean == pytest.approx(0.25)
+    assert found.doubt == pytest.approx(1 - (np.exp(-1.25) + np.exp(-2.0) + np.exp(-3.5)) / 3)
+    assert mismatch(engine, [first]).mean == float("inf")
+    assert mismatch(np.array([np.nan, -2.0, -3.0]), [first, second]).mean == float("inf")
+
+
+def test_a_bound_is_carried_to_tokens_in_more_doubt_and_never_lowered():
+    fresh = Mismatch(mean=0.01, doubt=0.1)
+    assert fresh.bound(2.0, 0.1, 1e-4) == pytest.approx(0.02)
+    assert fresh.bound(2.0, 0.3, 1e-4) == pytest.approx(0.06), "three times the doubt shows three times the rounding"
+    assert fresh.bound(2.0, 0.01, 1e-4) == pytest.approx(0.02)
+    assert Mismatch(0.0, 0.5).bound(2.0, 0.5, 1e-4) == 1e-4
+
+
+def test_a_probe_takes_rows_until_it_has_the_tokens_that_a_mean_needs():
+    batch = random_batch(0, [3], [[100] * 10])
+    assert worth_recording(batch, 2) == [0, 1, 2, 3, 4, 5], "600 tokens are the first above 512"
+    assert worth_recording(batch, 8) == list(range(8))
+    assert worth_recording(batch, 50) == list(range(10))

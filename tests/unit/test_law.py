@@ -22,9 +22,9 @@ ONLY_IN = {
     "deepspeed": {"learners/deepspeed_engine.py", "learners/zero_shards.py"},
 }
 RAY_CALLS = {"remote", "get", "put", "wait", "kill", "nodes"}
-RAY_CALLERS = {"cluster/workers.py"}
+RAY_CALLERS = {f"cluster/workers/{name}.py" for name in ("calls", "learner", "nodes", "rollout", "scorer")}
 RAY_IMPORTERS = {
-    "cluster/workers.py",
+    *RAY_CALLERS,
     "cluster/connection.py",  # starts or joins a cluster, and calls no worker
     "cluster/jobs.py",  # Ray Jobs' client, which starts no worker
 }

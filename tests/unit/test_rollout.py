@@ -158,6 +158,7 @@ def test_an_interrupted_generation_gives_back_what_it_has_and_another_worker_car
         ([17, 18], "ABORT"),
     ]
     assert (stats.samples, stats.unfinished, stats.response_tokens, stats.truncated) == (4, 2, 3, 0)
+    assert stats.partial_tokens == 4
 
     engine = ScriptedEngine(SCRIPT)
     worker = serving_worker(engine)

@@ -1,0 +1,11 @@
+"""The rollout pool: workers come and go while a run goes on; work goes to whom it suits and moves when they leave.
+
+Deciding (dispatch.py, admission.py, autoscale.py, member.py) is pure and apart from doing (core.py); Ray is behind
+`RolloutHandle` (cluster/workers/rollout.py).
+"""
+
+from cluster.pool.handle import RolloutHandle
+from cluster.pool.pool import RolloutPool
+from cluster.pool.ticket import Finished, Ticket
+
+__all__ = ["Finished", "RolloutHandle", "RolloutPool", "Ticket"]

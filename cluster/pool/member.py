@@ -1,0 +1,56 @@
+"""A worker's place in the pool: its state, and which states may follow.
+
+JOINING -> HEALTHY, only by a passed probe of the current weights. HEALTHY -> DRAINING (asked to leave) -> RETIRED.
+HEALTHY or JOINING -> SUSPECT (an answer is overdue) -> HEALTHY or DEAD. DEAD and RETIRED are ends. Left out: who
+decides (core.py).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from cluster.pool.handle import RolloutHandle
+from cluster.pool.ticket import Ticket
+
+
+class MemberState(enum.Enum):
+    JOINING = "joining"
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    DRAINING = "draining"
+    DEAD = "dead"
+    RETIRED = "retired"
+
+
+S = MemberState
+FOLLOWS: dict[MemberState, frozenset[MemberState]] = {
+    S.JOINING: frozenset({S.HEALTHY, S.SUSPECT, S.DRAINING, S.DEAD}),
+    S.HEALTHY: frozenset({S.SUSPECT, S.DRAINING, S.DEAD}),
+    S.SUSPECT: frozenset({S.HEALTHY, S.DRAINING, S.DEAD}),
+    S.DRAINING: frozenset({S.RETIRED, S.DEAD}),
+    S.DEAD: frozenset(),
+    S.RETIRED: frozenset(),
+}
+ENDS = frozenset({S.DEAD, S.RETIRED})
+
+
+@dataclass(slots=True)
+class Member:
+    """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. work: tickets it has."""
+
+    name: str
+    handle: RolloutHandle
+    state: MemberState = MemberState.JOINING
+    version: int | None = None
+    work: dict[int, Ticket] = field(default_factory=dict)
+
+    def move(self, state: MemberState) -> None:
+        """ValueError for a state that does not follow the present one: a bug, never weather."""
+        if state not in FOLLOWS[self.state]:
+            raise ValueError(f"{self.name} is {self.state.value} and cannot become {state.value}")
+        self.state = state
+
+    @property
+    def gone(self) -> bool:
+        return self.state in ENDS

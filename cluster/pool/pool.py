@@ -1,0 +1,187 @@
+"""The rollout pool as the driver's thread uses it: plain calls, each with a deadline, over an event loop in a thread.
+
+In: prompts, versions, a number of workers. Out: `Samples`. The loop's thread goes on while the driver waits for a
+learner: work is given out, workers join and leave. Only this thread touches the members; calls from the driver are
+posted to it. Left out: what happens there (core.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from actors.types import PolicyVersion, Prompt, SamplingSettings
+from cluster.columns import Ref, Samples
+from cluster.errors import RunFailed, UserError
+from cluster.pool.core import Core, Current, Deadlines, Judge
+from cluster.pool.handle import RolloutHandle
+from cluster.pool.ticket import Finished, Ticket
+
+T = TypeVar("T")
+
+
+class RolloutPool:
+    """start: makes the handle of a new worker. put: a reference of what workers are to fetch. most: workers that the
+    cluster has room for, with the sentence that says why; asked when the pool is scaled."""
+
+    def __init__(
+        self,
+        start: Callable[[str], RolloutHandle],
+        count: int,
+        *,
+        put: Callable[[Any], Ref],
+        sequences: int,
+        deadlines: Deadlines,
+        tell: Callable[[str, str], None] = lambda kind, text: None,
+        refuse: Callable[[int], str | None] = lambda more: None,
+    ) -> None:
+        self._put = put
+        self._refuse = refuse
+        self._deadlines = deadlines
+        self._tickets = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-pool", daemon=True)
+        self._thread.start()
+        self._core = Core(start, sequences=sequences, deadlines=deadlines, tell=tell)
+        self._starting = self._soon(lambda: self._core.add(count))
+        self._closed = False
+
+    # --- membership ---
+
+    def __len__(self) -> int:
+        """Workers that serve or will."""
+        return len(self._soon(lambda: self._core.staying))
+
+    def members(self) -> list[tuple[str, str, int | None]]:
+        """(name, state, version) of every worker there ever was, in order."""
+        return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._core.members.values()])
+
+    def scale(self, count: int) -> str:
+        """Make it so many workers, and say what was done. Nothing waits: joiners take work when they have proved the
+        present weights, leavers hand on theirs. UserError with the reason for a number that cannot be."""
+        if count < 1:
+            raise UserError(f"a pool needs at least one worker, got {count}")
+        more = count - len(self)
+        if more > 0:
+            if (wrong := self._refuse(more)) is not None:
+                raise UserError(wrong)
+            self._soon(lambda: self._core.add(more))
+            return f"{more} more {'worker' if more == 1 else 'workers'} on the way to {count}"
+        if more < 0:
+            self._post(self._core.remove(-more))
+            return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
+        return f"there are {count} already"
+
+    # --- generating ---
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int, recorded: int = 0
+    ) -> Samples:
+        """Samples for all prompts, stamped with `version`. Prompts go to workers by index, so which worker makes a
+        sample never depends on timing while none comes or goes."""
+        names = [member.name for member in self._soon(lambda: self._core.healthy)]
+        if not names:
+            raise RunFailed("there is no rollout worker left to generate")
+        parts = [prompts[i :: len(names)] for i in range(len(names)) if prompts[i :: len(names)]]
+        tickets = [
+            self.ticket(part, sampling, version=version, recorded=recorded, prefer=name)
+            for part, name in zip(parts, names, strict=False)
+        ]
+        return samples_of(self.wait([self.offer(ticket) for ticket in tickets]))
+
+    def ticket(self, prompts: Sequence[Prompt], sampling: SamplingSettings, **fields: Any) -> Ticket:
+        self._tickets += 1
+        groups = tuple(prompt.group for prompt in prompts)
+        return Ticket(self._tickets, self._put(list(prompts)), groups, sampling, **fields)
+
+    def offer(self, ticket: Ticket) -> Future[Finished]:
+        """Queue a ticket for whoever has room; its future ends when all its samples are whole."""
+
+        async def end() -> Finished:
+            return await self._core.offer(ticket)
+
+        return asyncio.run_coroutine_threadsafe(end(), self._loop)
+
+    def wait(self, ends: Sequence[Future[Finished]]) -> list[Finished]:
+        """All of these tickets, in their order."""
+        return [end.result() for end in ends]  # the core gives every ticket its deadline
+
+    # --- weights ---
+
+    def adopt(self, version: PolicyVersion) -> None:
+        """Wait until every engine of the start runs; their weights, fresh from disk, are `version`."""
+        self._soon(lambda: self._core.adopt(version))
+
+        async def joined() -> None:
+            await asyncio.gather(*self._starting)
+
+        self._ask(joined(), "starting the rollout workers", self._deadlines.start_s)
+
+    def calibrated(self, probe: Ref, judge: Judge) -> None:
+        """What a joiner's log-probs of the recorded samples are judged by."""
+        self._soon(lambda: self._core.calibrated(probe, judge))
+
+    def begin_publish(self, number: int) -> None:
+        """From here until `admit` the engines hold no version. Nothing waits: failures show at the end."""
+        self._soon(lambda: self._core.begin_publish(number))
+
+    def receive(self, bucket: Ref) -> None:
+        """Hand every engine one bucket; they load it while the learner makes the next."""
+        self._soon(lambda: self._core.receive(bucket))
+
+    def finish_publish(self, version: PolicyVersion) -> None:
+        """Returns when each engine has proved that it holds `version.digest`."""
+        self._ask(self._core.finish_publish(version), "publishing")
+
+    def probe(self, batch: Ref) -> list[Any]:
+        """Each engine's log-probs of recorded samples."""
+        return self._ask(self._core.probe(batch), "probing")
+
+    def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref, judge: Judge) -> None:
+        """Let the engines take traffic at `version`; who joins later takes these buckets and is judged so."""
+        self._ask(self._core.admit(Current(version, tuple(buckets), probe, judge)), "admitting")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._ask(self._core.close(), "closing the pool")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # --- the loop's thread ---
+
+    def _soon(self, verb: Callable[[], T]) -> T:
+        """Run `verb` on the loop and wait for it: an instant."""
+
+        async def run() -> T:
+            return verb()
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    def _post(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _ask(self, coroutine: Coroutine[Any, Any, T], what: str, timeout_s: float | None = None) -> T:
+        """Wait for a coroutine whose parts have deadlines of their own; the margin is for a loop that is stuck."""
+        wait_s = max(self._deadlines.weights_s, timeout_s or 0.0) * 2 + 60.0
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(wait_s)
+        except TimeoutError as error:
+            raise RunFailed(f"{what}: the pool gave no answer within {wait_s:g} s") from error
+
+
+def samples_of(finished: Sequence[Finished]) -> Samples:
+    """The tickets end to end."""
+    return Samples(
+        chunks=tuple(f.batch for f in finished),
+        prompts=tuple(f.ticket.prompts for f in finished),
+        groups=tuple(group for f in finished for group in f.ticket.groups),
+        samples_per_prompt=finished[0].ticket.sampling.samples_per_prompt,
+        recorded=finished[0].recorded,
+        stats=tuple(f.stats for f in finished),
+    )

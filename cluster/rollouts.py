@@ -1,0 +1,68 @@
+"""The rollout pool of a run: from its config and placement to workers on Ray.
+
+In: a checked config, a placement, the model. Out: a RolloutPool that can be scaled as far as the cluster goes. Left
+out: the pool itself (pool/), the actors (workers/rollout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from cluster.config import Config, resolve
+from cluster.inspect.machine import GIB
+from cluster.inspect.memory import plan_memory
+from cluster.inspect.model import facts_by_config, read_model_config
+from cluster.placement import Placement, RolePlan
+from cluster.pool import RolloutPool
+from cluster.pool.core import Deadlines
+from cluster.workers import free_resources, put, start_rollout
+
+RESERVE = 1 << 30
+"""Memory that is left alone when workers are added on this machine."""
+
+
+def start_pool(
+    config: Config, placement: Placement, model: Path, tell: Callable[[str, str], None] = lambda kind, text: None
+) -> RolloutPool:
+    """Ask Ray for the workers; nothing waits. tell: hears of workers that come, leave and fail."""
+    rollout, role = config.rollout, placement.role("rollout")
+    if placement.device == "cpu" and config.ray.address == "local":
+        # Roles take turns on one machine's cores, so logical CPUs are no measure of load: its memory is.
+        role = replace(role, cpus=0)
+    engine = resolve.engine_settings(config, str(model))
+    return RolloutPool(
+        start_rollout(role, engine, rollout.engine, rollout.stall_timeout_s),
+        role.count,
+        put=put,
+        sequences=rollout.max_num_seqs,
+        deadlines=Deadlines(config.ray.start_timeout_s, rollout.timeout_s, config.weights.timeout_s),
+        tell=tell,
+        refuse=lambda more: shortage_of(more, role, worker_bytes(config, placement, model)),
+    )
+
+
+def worker_bytes(config: Config, placement: Placement, model: Path) -> int:
+    """Host memory that one more worker takes, as the memory plan has it."""
+    facts = facts_by_config(read_model_config(str(model)))
+    return plan_memory(config, facts, None, [], placement).role("rollout").bytes
+
+
+def shortage_of(more: int, role: RolePlan, host_bytes: int) -> str | None:
+    """Why the cluster cannot take so many more workers; None if it can."""
+    for kind, each in (("GPU", role.gpus), ("CPU", role.cpus)):
+        free = free_resources().get(kind, 0.0) if each else 0.0
+        if more * each > free:
+            return f"{more} more workers take {more * each:g} {kind}s, {free:g} are free; ask for fewer or add nodes"
+    if role.gpus or role.cpus:
+        return None
+    free = psutil.virtual_memory().available - RESERVE
+    if more * host_bytes > free:
+        return (
+            f"{more} more workers take about {more * host_bytes / GIB:.1f} GB of memory and "
+            f"{max(free, 0) / GIB:.1f} are free on this machine; ask for fewer"
+        )
+    return None

@@ -1,0 +1,48 @@
+"""Waiting for workers: every wait has a number of seconds, and a worker that died or timed out is one sentence.
+
+In: Ray references. Out: their values, or RunFailed naming what was waited for. Left out: who is called (learner.py,
+rollout.py, scorer.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from cluster.columns import Ref
+from cluster.errors import RunFailed
+from cluster.placement import RolePlan, process_environment
+
+
+def get(refs: Any, timeout_s: float, what: str) -> Any:
+    """Wait for results; RunFailed naming `what` when a worker died or the time is up."""
+    try:
+        return ray.get(refs, timeout=timeout_s)
+    except GetTimeoutError as error:
+        raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
+    except RayActorError as error:
+        raise RunFailed(f"{what}: the worker died ({first_line(error)})") from error
+    except RayTaskError as error:
+        raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
+
+
+def put(value: Any) -> Ref:
+    return ray.put(value)
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def options(role: RolePlan, name: str) -> dict[str, Any]:
+    env = process_environment(role, name)
+    return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
+
+
+def stop(actors: Sequence[Any]) -> None:
+    for actor in actors:
+        ray.kill(actor)

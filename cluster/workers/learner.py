@@ -1,0 +1,134 @@
+"""One learner group as the driver calls it: every call goes to all ranks, in the same order.
+
+In: columns by reference. Out: references, metrics, weight buckets as they are made. Left out: what a rank does
+(roles/learner.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from actors.types import WeightSummary
+from cluster.columns import Ref, StepColumns
+from cluster.errors import RunFailed
+from cluster.placement import RolePlan
+from cluster.roles.learner import LearnerRole, LearnerSpec
+from cluster.workers.calls import get, options, stop
+from learners.method import UpdateResult, assemble
+
+
+class LearnerGroup:
+    """The ranks of one learner group; every call goes to all of them, in the same order."""
+
+    def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
+        actor = ray.remote(LearnerRole)
+        self._ranks = [
+            actor.options(**options(role, f"learner-{rank}")).remote(spec, rank, role.count)
+            for rank in range(role.count)
+        ]
+        self._timeout_s = timeout_s
+
+    def build(self, timeout_s: float) -> Ref:
+        """Start loading on all ranks; give the result to `wait_built`."""
+        address, port = get(self._ranks[0].rendezvous.remote(), timeout_s, "starting the learner")
+        return [rank.build.remote(address, port) for rank in self._ranks]
+
+    def wait_built(self, refs: Ref, timeout_s: float) -> list[dict[str, float]]:
+        return get(refs, timeout_s, "loading the learner's models")
+
+    def policy_logprobs(self, chunks: Sequence[Ref], temperature: float | None = None) -> tuple[Ref, ...]:
+        return tuple(r.policy_logprobs.remote(temperature, *chunks) for r in self._ranks)
+
+    def reference_logprobs(self, chunks: Sequence[Ref]) -> tuple[Ref, ...]:
+        return tuple(r.reference_logprobs.remote(*chunks) for r in self._ranks)
+
+    def values(self, chunks: Sequence[Ref]) -> tuple[Ref, ...]:
+        return tuple(r.values.remote(*chunks) for r in self._ranks)
+
+    def wait(self, refs: Sequence[Ref], what: str) -> list[Any]:
+        return get(list(refs), self._timeout_s, what)
+
+    def update_policy(self, columns: StepColumns, show_rows: tuple[int, ...] = ()) -> UpdateResult:
+        layout, refs = columns.arguments()
+        done = [r.update_policy.remote(show_rows, layout, *refs) for r in self._ranks]
+        return get(done, self._timeout_s, "updating the policy")[0]
+
+    def update_critic(self, columns: StepColumns) -> UpdateResult:
+        layout, refs = columns.arguments()
+        done = [r.update_critic.remote(layout, *refs) for r in self._ranks]
+        return get(done, self._timeout_s, "updating the critic")[0]
+
+    def row_rewards(self, columns: StepColumns) -> Any:
+        """float64 [B]: implicit rewards beta (lp - ref), the policy's log-probs being `columns.old`."""
+        return self._from_first("row_rewards", "comparing responses", columns)
+
+    def row_logprobs(self, columns: StepColumns) -> Any:
+        """float64 [B, 2]: summed log-probs of trained tokens, `columns.old` being all of them, and their number."""
+        return self._from_first("row_logprobs", "summing log-probs", columns)
+
+    def kto_baseline(self, columns: StepColumns) -> float:
+        """KTO's reference point from mismatched samples: `columns.old` and `columns.row_reference` are theirs."""
+        return self._from_first("kto_baseline", "comparing mismatched responses", columns)
+
+    def row_scores(self, chunks: Sequence[Ref]) -> Any:
+        """float32 [B]: a reward model's scores."""
+        shares = get([r.row_scores.remote(*chunks) for r in self._ranks], self._timeout_s, "scoring rows")
+        return assemble(shares, sum(len(share.slots) for share in shares))
+
+    def pick(self, rows: Sequence[int], chunks: Sequence[Ref]) -> Ref:
+        """A batch of only these rows of the chunks end to end, two by two as chosen and rejected."""
+        return self._ranks[0].pick.remote(list(rows), *chunks)
+
+    def dump(self, columns: StepColumns, path: str) -> None:
+        self._from_first("dump", "saving the batch", columns, path)
+
+    def _from_first(self, call: str, what: str, columns: StepColumns, *before: Any) -> Any:
+        """Rank 0's answer to a call that is not collective."""
+        layout, refs = columns.arguments()
+        return get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
+
+    def weights(
+        self, max_bytes: int, timeout_s: float, on_bucket: Callable[[Ref], None]
+    ) -> tuple[list[Ref], WeightSummary]:
+        """(bucket references, their summary) of the current policy; `on_bucket` hears of each as soon as it is there.
+        The driver owns the buckets, so they outlive a rank."""
+        streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
+        refs: list[Ref] = []
+        for ref in _drain(streams[0], timeout_s):
+            if refs:  # the stream's last item is the summary: a bucket is known to be one when another item follows
+                on_bucket(refs[-1])
+            refs.append(ref)
+        for stream in streams[1:]:
+            for _ in _drain(stream, timeout_s):
+                pass
+        return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
+
+    def save(self, directory: str) -> None:
+        get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
+
+    def load(self, directory: str) -> None:
+        get([r.load.remote(directory) for r in self._ranks], self._timeout_s, "restoring the learner's state")
+
+    def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
+        done = [r.export.remote(directory, source, facts) for r in self._ranks]
+        get(done, self._timeout_s, "exporting the policy")
+
+    def close(self) -> None:
+        stop(self._ranks)
+
+
+def _drain(stream: Any, timeout_s: float) -> Iterator[Ref]:
+    """The references of a streaming call; RunFailed when the next does not come in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        ready, _ = ray.wait([stream], timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+        if not ready:
+            raise RunFailed(f"gathering the weights: no answer within {timeout_s:g} s")
+        try:
+            yield next(stream)
+        except StopIteration:
+            return

@@ -1,0 +1,104 @@
+"""Rollout workers as Ray actors, behind the pool's RolloutHandle.
+
+In: a plan of what a worker takes, engine settings. Out: handles, one an actor. Each worker stands by itself, in a
+placement group of its own where it takes GPUs, so that it can come and go alone. Left out: the pool (cluster/pool),
+what a worker does (roles/rollout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.engine import EngineSettings
+from actors.generation import RolloutStats
+from actors.types import PolicyVersion
+from cluster.columns import Ref
+from cluster.placement import RolePlan
+from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
+from cluster.pool.ticket import Ticket
+from cluster.roles.rollout import RolloutRole
+from cluster.workers.calls import first_line, options
+
+MANY = 10_000
+"""Calls that a worker's event loop may have under way: tickets wait in its engine, never in Ray."""
+
+
+def start_rollout(
+    role: RolePlan, settings: EngineSettings, kind: str, stall_timeout_s: float
+) -> Callable[[str], RolloutHandle]:
+    """What starts one more worker, by name."""
+    return lambda name: RayRollout(role, name, settings, kind, stall_timeout_s)
+
+
+class RayRollout:
+    """One rollout worker's actor."""
+
+    def __init__(self, role: RolePlan, name: str, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
+        given = options(role, name)
+        self._group = None
+        if role.gpus >= 1:
+            self._group = placement_group([{"CPU": role.cpus, "GPU": role.gpus}], name=name)
+            given["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group)
+        self._actor = (
+            ray.remote(RolloutRole).options(max_concurrency=MANY, **given).remote(settings, kind, stall_timeout_s)
+        )
+        self._turn = 0
+
+    async def start(self) -> WorkerIdentity:
+        return await _answer(self._actor.identity.remote())
+
+    async def generate(self, ticket: Ticket) -> tuple[Ref, Ref, RolloutStats]:
+        batch, recorded, stats = self._actor.generate.options(num_returns=3).remote(
+            ticket.prompts, ticket.carried, ticket.sampling, ticket.version, ticket.recorded
+        )
+        return batch, recorded, await _answer(stats)
+
+    async def interrupt(self) -> int:
+        return await _answer(self._actor.interrupt.remote())
+
+    async def adopt(self, version: PolicyVersion) -> None:
+        await self._in_turn("adopt", version)
+
+    async def begin_publish(self, number: int) -> None:
+        await self._in_turn("begin_publish", number)
+
+    async def receive(self, bucket: Ref) -> None:
+        await self._in_turn("receive", bucket)
+
+    async def finish_publish(self, version: PolicyVersion) -> None:
+        await self._in_turn("finish_publish", version)
+
+    async def probe(self, batch: Ref) -> np.ndarray:
+        return await self._in_turn("probe", batch)
+
+    async def admit(self, version: PolicyVersion) -> None:
+        await self._in_turn("admit", version)
+
+    async def pulse(self) -> WorkerPulse:
+        return await _answer(self._actor.pulse.remote())
+
+    async def stop(self) -> None:
+        ray.kill(self._actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
+
+    def _in_turn(self, verb: str, argument: Any) -> Awaitable[Any]:
+        """Numbered here, when it is called: Ray runs the calls of an asynchronous actor in any order."""
+        turn, self._turn = self._turn, self._turn + 1
+        return _answer(self._actor.in_turn.remote(turn, verb, argument))
+
+
+async def _answer(ref: Ref) -> Any:
+    try:
+        return await ref
+    except RayActorError as error:
+        raise WorkerLost(first_line(error)) from error
+    except RayTaskError as error:
+        raise WorkerError(f"{type(error.cause).__name__}: {error.cause}") from error
