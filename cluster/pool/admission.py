@@ -6,14 +6,15 @@ al. 2025, eq. 3): with a batch of B prompts, versions counted from the first, an
     admitted - dropped <= (version + S + 1) B.
 
 Step k (from 0) trains B prompts at version k. A prompt admitted at version v is among the first (v + S + 1) B, so it
-can be trained at step v + S or before: nothing is generated to be thrown away. That it is, the second rule sees to: at
-version k, what was admitted at version k - S is due. Worked example: B = 4, S = 1: 8 prompts are admitted at version
-0; step 0 trains the first 4 that end; at version 1 4 more are admitted, and the other 4 of version 0 are due, whoever
-else has ended. S = 0 is the synchronous loop.
+can be trained at step v + S or before: nothing is generated to be thrown away. That it is, the second rule sees to: a
+step takes the oldest that have ended, and begins only if all others can still be in time. Worked example: B = 4, S = 1:
+8 prompts are admitted at version 0; step 0 trains the first 4 that end; at version 1 4 more are admitted, and the step
+waits for the other 4 of version 0, whoever else has ended. S = 0 is the synchronous loop.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,10 +30,21 @@ class Admission:
         """Prompts that may be admitted now. version: steps done. admitted, dropped: since the first step."""
         return max(0, (version + self.max_staleness + 1) * self.batch - (admitted - dropped))
 
-    def choose(self, *, version: int, finished: Mapping[int, int], open_: Mapping[int, int]) -> list[int] | None:
-        """The groups of this step's batch: what is due, then what was admitted first; None while something due is not
-        finished or too few are. finished, open_: the version that each group was admitted at, by group."""
-        last = version - self.max_staleness
-        if len(finished) < self.batch or any(admitted <= last for admitted in open_.values()):
+    def choose(
+        self, *, version: int, finished: Mapping[int, int], open_: Mapping[int, int], count: int | None = None
+    ) -> list[int] | None:
+        """The groups of this step's batch, the oldest that have ended; None while there are too few, or while taking
+        them would leave more old ones than the coming steps can train in time. finished, open_: the version that each
+        group was admitted at, by group. count: how many the step still lacks, default the whole batch."""
+        count = self.batch if count is None else count
+        if len(finished) < count:
             return None
-        return sorted(finished, key=lambda group: (finished[group], group))[: self.batch]
+        order = sorted(finished, key=lambda group: (finished[group], group))
+        chosen, left = order[:count], [finished[group] for group in order[count:]]
+        older = 0
+        for admitted, count in sorted(Counter([*left, *open_.values()]).items()):
+            older += count
+            # These must be trained in the steps after this one, up to `admitted + max_staleness`.
+            if older > (admitted + self.max_staleness - version) * self.batch:
+                return None
+        return chosen

@@ -71,7 +71,7 @@ class RolloutRole:
         while self._next in self._early:
             name, given, waiting = self._early.pop(self._next)
             self._next += 1
-            call = _probe if name == "probe" else _verb(name)
+            call = probe_logprobs if name == "probe" else _verb(name)
             _chain(self._server.call(lambda worker, call=call, given=given: call(worker, given)), waiting)
         return await asyncio.wrap_future(answer)
 
@@ -87,7 +87,7 @@ def _verb(name: str) -> Any:
     return lambda worker, given: getattr(worker, name)(given)
 
 
-def _probe(worker: Any, batch: SampleBatch) -> np.ndarray:
+def probe_logprobs(worker: Any, batch: SampleBatch) -> np.ndarray:
     """The engine's log-probs of recorded samples, float32 on the batch's T axis."""
     prompts = [batch.prompt_of(row).tolist() for row in range(len(batch))]
     responses = [batch.response_of(row).tolist() for row in range(len(batch))]

@@ -1,0 +1,284 @@
+"""The rollout pool over workers in this process: who joins, who leaves, what moves, and what is refused.
+
+Every engine is scripted: token t of sample i of group g is 100 g + 10 i + t, four tokens long, whoever makes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actors.types import PolicyVersion, Prompt, SamplingSettings
+from cluster.errors import RunFailed, UserError
+from cluster.pool import RolloutPool
+from cluster.pool.core import Deadlines
+from tests.fixtures.local_rollout import PLAIN, LocalRollout, local_start
+from tests.fixtures.scripted_engine import ScriptedEngine
+from tests.unit.test_rollout import buckets_of
+from tests.unit.test_rollout_server import Gate
+
+SAMPLING = SamplingSettings(max_tokens=8, samples_per_prompt=2)
+PROMPTS = [Prompt(id=g, token_ids=(1, 2), group=g) for g in range(1, 7)]
+SOON_S = 20.0
+
+
+def script(request) -> list[int]:
+    group, index, _ = request.id.split("/")
+    return [100 * int(group) + 10 * int(index) + t for t in range(4)]
+
+
+class Bench:
+    """A pool, its workers by name, and what it told."""
+
+    def __init__(self, count: int, gates: dict[str, Gate] | None = None, **changes) -> None:
+        self.made: dict[str, LocalRollout] = {}
+        self.told: list[str] = []
+        self.gates = gates or {}
+        self.prepare: Callable[[LocalRollout], None] = lambda worker: None
+
+        def start(name: str) -> LocalRollout:
+            worker = local_start(self._engine, self.made)(name)
+            self.prepare(worker)
+            return worker
+
+        self.pool = RolloutPool(
+            start,
+            count,
+            put=lambda value: value,
+            sequences=64,
+            deadlines=Deadlines(SOON_S, SOON_S, SOON_S),
+            tell=lambda kind, text: self.told.append(text),
+            **changes,
+        )
+
+    def _engine(self, name: str) -> ScriptedEngine:
+        gate = self.gates.get(name)
+        return ScriptedEngine(script, on_step=gate or (lambda step: None))
+
+    def adopt(self) -> Bench:
+        self.pool.adopt(PolicyVersion(0, "disk"))
+        return self
+
+    def publish(self, number: int) -> None:
+        buckets, version = buckets_of(float(number), number)
+        self.pool.begin_publish(number)
+        for bucket in buckets:
+            self.pool.receive(bucket)
+        self.pool.finish_publish(version)
+        self.pool.admit(version, buckets, None, lambda logprobs: None)
+
+    def states(self) -> dict[str, tuple[str, int | None]]:
+        return {name: (state, version) for name, state, version in self.pool.members()}
+
+    def until(self, what: Callable[[], bool]) -> None:
+        """Wait for something that another thread brings about."""
+        ticks = threading.Event()
+        for _ in range(int(SOON_S * 200)):
+            if what():
+                return
+            ticks.wait(0.005)
+        raise AssertionError(f"it never happened; {self.states()}, {self.told}")
+
+
+@pytest.fixture
+def bench() -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(count: int, **changes) -> Bench:
+        made.append(Bench(count, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for gate in one.gates.values():
+            gate.open(10_000)
+        one.pool.close()
+
+
+def rows_of(samples) -> list[tuple[int, int, list[int]]]:
+    return [(s.group, s.sample_index, s.token_ids.tolist()) for chunk in samples.chunks for s in chunk]
+
+
+def every_row(prompts) -> list[tuple[int, int, list[int]]]:
+    return sorted((p.group, i, [100 * p.group + 10 * i + t for t in range(4)]) for p in prompts for i in range(2))
+
+
+def test_prompts_go_to_workers_by_index_and_come_back_as_one_chunk_each(bench):
+    one = bench(2).adopt()
+    samples = one.pool.generate(PROMPTS[:5], SAMPLING, 0, recorded=1)
+    assert samples.groups == (1, 3, 5, 2, 4) and len(samples.chunks) == 2
+    assert rows_of(samples) == [row for p in (1, 3, 5, 2, 4) for row in every_row([PROMPTS[p - 1]])]
+    assert [len(worker.engine.requests) for worker in one.made.values()] == [6, 4]
+    assert (len(samples.recorded), samples.samples_per_prompt) == (1, 2)
+
+
+def test_fewer_prompts_than_workers_leave_some_idle(bench):
+    one = bench(3).adopt()
+    assert len(one.pool.generate(PROMPTS[:1], SAMPLING, 0).chunks) == 1
+
+
+def test_a_joiner_takes_the_present_version_proves_it_and_then_work(bench):
+    one = bench(1).adopt()
+    one.publish(1)
+    assert one.pool.scale(3) == "2 more workers on the way to 3"
+    one.until(lambda: len(one.pool.members()) == 3 and {s for s, _ in one.states().values()} == {"healthy"})
+    assert one.states() == {f"rollout-{i}": ("healthy", 1) for i in range(3)}
+    assert one.made["rollout-2"].engine.loaded_names == ["a", "b"]
+    samples = one.pool.generate(PROMPTS, SAMPLING, 1)
+    assert sorted(rows_of(samples)) == every_row(PROMPTS) and len(samples.chunks) == 3
+
+
+def test_a_joiner_that_starts_during_a_publish_takes_the_version_that_is_being_published(bench):
+    one = bench(1).adopt()
+    buckets, version = buckets_of(1.0, 1)
+    one.pool.begin_publish(1)
+    one.pool.scale(2)
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    assert one.states()["rollout-1"] == ("joining", None)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    one.until(lambda: one.states()["rollout-1"] == ("healthy", 1))
+
+
+def test_a_joiner_that_computes_otherwise_takes_no_traffic(bench):
+    one = bench(1).adopt()
+    buckets, version = buckets_of(1.0, 1)
+    recorded = one.pool.generate(PROMPTS[:1], SAMPLING, 0, recorded=1).recorded
+    one.pool.begin_publish(1)
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    seen: list[np.ndarray] = []
+
+    def judge(logprobs: np.ndarray) -> str | None:
+        seen.append(logprobs)
+        return "computes with other weights"
+
+    one.pool.admit(version, buckets, recorded, judge)
+    one.pool.scale(2)
+    one.until(lambda: one.states()["rollout-1"][0] == "dead")
+    np.testing.assert_allclose(seen[0], -recorded.token_ids / 100, rtol=1e-6)
+    assert one.told[-1] == "rollout-1 could not join: rollout-1 computes with other weights"
+    assert len(one.pool) == 1 and one.made["rollout-1"].stopped
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
+
+
+def test_a_joiner_with_another_engine_or_tokenizer_takes_no_traffic(bench):
+    one = bench(1).adopt()
+    one.prepare = lambda worker: setattr(worker, "identity", replace(PLAIN, engine="scripted 2", tokenizer="other"))
+    one.pool.scale(2)
+    one.until(lambda: one.states()["rollout-1"][0] == "dead")
+    assert one.told[-1] == (
+        "rollout-1 could not join: rollout-1 has another engine (scripted 2, the others scripted 1), tokenizer (other, "
+        "the others tok); mend its node's installation"
+    )
+
+
+def test_a_joiner_whose_weights_arrive_damaged_takes_no_traffic(bench):
+    one = bench(1).adopt()
+    buckets, _ = buckets_of(1.0, 1)
+    one.publish(1)
+    one.pool._core._current = replace(one.pool._core._current, buckets=(buckets[0],))
+    one.pool.scale(2)
+    one.until(lambda: one.states()["rollout-1"][0] == "dead")
+    assert "PublishRefused: the last bucket of version 1 never came" in one.told[-1]
+
+
+def test_a_leaver_hands_on_its_unfinished_sequences_with_the_tokens_already_made(bench):
+    gate = Gate()
+    one = bench(2, gates={"rollout-1": gate}).adopt()
+    calls = one.made["rollout-1"].server._calls
+
+    def offer(group: int):
+        return one.pool.offer(one.pool.ticket([PROMPTS[group - 1]], SAMPLING, prefer=f"rollout-{(group + 1) % 2}"))
+
+    ends = [offer(2)]
+    assert gate.reached.acquire(timeout=SOON_S), "its first step, of group 2 alone"
+    ends += [offer(group) for group in (1, 3, 4, 5, 6)]
+    one.until(lambda: calls.qsize() == 2)
+    gate.open(2)
+    assert all(gate.reached.acquire(timeout=SOON_S) for _ in range(2)), "group 2 has two tokens, 4 and 6 have one"
+    assert one.pool.scale(1) == "1 worker leaves, 1 stay"
+    one.until(lambda: calls.qsize() == 1)
+    gate.open(1)
+    finished = one.pool.wait(ends)
+    samples = sorted((s.group, s.sample_index, s.token_ids.tolist()) for f in finished for s in f.batch)
+    assert samples == every_row(PROMPTS), "nothing is lost, nothing twice, nothing made otherwise"
+    assert {f.ticket.groups: f.stats.carried_tokens for f in finished} == {
+        **{(g,): 0 for g in (1, 3, 5)},
+        **{(2,): 2 * 3, (4,): 2 * 2, (6,): 2 * 2},
+    }
+    assert {f.member for f in finished} == {"rollout-0"}
+    assert one.made["rollout-0"].engine.requests["2/0"].prompt_tokens == (1, 2, 200, 201, 202)
+    one.until(lambda: one.states()["rollout-1"][0] == "retired")
+    assert one.made["rollout-1"].stopped and "rollout-1 left, 3 tickets handed on" in one.told
+
+
+def test_one_that_is_asked_to_leave_before_it_has_joined_just_ends(bench):
+    one = bench(1).adopt()
+    one.prepare = lambda worker: worker.may_start.clear()
+    one.pool.scale(2)
+    assert one.pool.scale(1) == "1 worker leaves, 1 stay"
+    one.until(lambda: one.states()["rollout-1"][0] == "retired")
+    assert one.states()["rollout-0"][0] == "healthy", "the one that has not joined goes first"
+
+
+def test_names_are_never_given_twice(bench):
+    one = bench(2).adopt()
+    one.pool.scale(1)
+    one.until(lambda: one.states()["rollout-1"][0] == "retired")
+    one.pool.scale(2)
+    one.until(lambda: one.states().get("rollout-2", ("", 0))[0] == "healthy")
+
+
+def test_no_worker_at_all_and_more_than_fit_are_refused_with_the_reason(bench):
+    one = bench(1, refuse=lambda more: f"{more} more workers do not fit" if more > 2 else None).adopt()
+    with pytest.raises(UserError, match="a pool needs at least one worker, got 0"):
+        one.pool.scale(0)
+    with pytest.raises(UserError, match="3 more workers do not fit"):
+        one.pool.scale(4)
+    assert one.pool.scale(1) == "there are 1 already" and len(one.pool) == 1
+
+
+def test_a_worker_that_dies_while_generating_fails_who_waits_for_it_by_name(bench):
+    gate = Gate(engine_steps_free=1)
+    one = bench(1, gates={"rollout-0": gate}).adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    assert gate.reached.acquire(timeout=SOON_S)
+    one.made["rollout-0"].lost = True
+    gate.open(100)
+    with pytest.raises(RunFailed, match=r"generating on rollout-0: the worker died \(killed\)"):
+        end.result(SOON_S)
+
+
+def test_an_error_in_a_worker_comes_through_in_its_own_words(bench):
+    one = bench(1).adopt()
+    with pytest.raises(RunFailed, match="generating on rollout-0: WrongVersion: version 7 was asked for"):
+        one.pool.generate(PROMPTS, SAMPLING, 7)
+
+
+def test_a_worker_that_cannot_start_fails_the_start_of_the_run(bench):
+    one = bench(0)
+    one.prepare = lambda worker: setattr(worker, "lost", True)
+    one.pool._starting = one.pool._soon(lambda: one.pool._core.add(1))
+    with pytest.raises(RunFailed, match=r"starting rollout-0: the worker died \(killed\)"):
+        one.adopt()
+
+
+def test_a_member_that_leaves_during_a_publish_does_not_fail_it(bench):
+    one = bench(2).adopt()
+    buckets, version = buckets_of(1.0, 1)
+    one.pool.begin_publish(1)
+    one.pool.receive(buckets[0])
+    one.pool.scale(1)
+    one.until(lambda: one.states()["rollout-1"][0] == "retired")
+    one.pool.receive(buckets[1])
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    assert one.states()["rollout-0"] == ("healthy", 1)
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
