@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from actors.generation import Generation, RolloutStats
 from actors.rollout import RolloutWorker
@@ -66,7 +66,7 @@ class RolloutServer:
 
     def call(self, verb: Callable[[RolloutWorker], T]) -> Future[T]:
         """Run `verb(worker)` between two decode steps."""
-        answer: Future[T] = Future()
+        answer: Future[T] = _answer_to_come()
         self._calls.put(lambda worker: _answer(answer, lambda: verb(worker)))
         return answer
 
@@ -78,7 +78,7 @@ class RolloutServer:
         carried: SampleBatch | None = None,
     ) -> Future[Result]:
         """See RolloutWorker.submit. The future ends when the last sample does, or is interrupted."""
-        answer: Future[Result] = Future()
+        answer: Future[Result] = _answer_to_come()
 
         def submit(worker: RolloutWorker) -> None:
             try:
@@ -164,6 +164,13 @@ class RolloutServer:
         now = self._clock()
         setattr(self.seconds, what, getattr(self.seconds, what) + now - began)
         return now
+
+
+def _answer_to_come() -> Future[Any]:
+    """A future that nobody can cancel: who stops waiting must not end the thread that answers."""
+    answer: Future[Any] = Future()
+    answer.set_running_or_notify_cancel()
+    return answer
 
 
 def _answer(answer: Future[T], verb: Callable[[], T]) -> None:

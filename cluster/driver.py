@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from actors.pretrained import resolve_model
-from cluster import dpo, online_dpo, ppo
+from cluster import asynchronous, dpo, one_step_off, online_dpo, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
@@ -34,6 +34,7 @@ from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
 from cluster.stored_inputs import load_stored_inputs
+from cluster.streaming import StreamingJob
 from cluster.supervised import SupervisedJob
 
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
@@ -103,7 +104,9 @@ def run(
 
 def _kind(config: Config) -> type[Job]:
     if config.algorithm.online:
-        return OnlinePairsJob if config.algorithm.name == "online_dpo" else PolicyGradientJob
+        ahead = config.rollout.schedule.kind != "synchronous"
+        policy_gradient = StreamingJob if ahead else PolicyGradientJob
+        return OnlinePairsJob if config.algorithm.name == "online_dpo" else policy_gradient
     return {"sft": SupervisedJob, "reward_model": RewardModelJob}.get(config.algorithm.name, PreferenceJob)
 
 
@@ -111,7 +114,10 @@ def _loop(job: Job) -> ModuleType:
     """The page that the job's steps are read on."""
     if isinstance(job, OfflineJob):
         return dpo
-    return online_dpo if isinstance(job, OnlinePairsJob) else ppo
+    if isinstance(job, OnlinePairsJob):
+        return online_dpo
+    pages = {"synchronous": ppo, "one_step_off": one_step_off, "asynchronous": asynchronous}
+    return pages[job.config.rollout.schedule.kind]
 
 
 def _last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:

@@ -31,7 +31,8 @@ class KL(Section):
 class Correction(Section):
     """Importance correction for the difference between engine and learner log-probs."""
 
-    kind: Literal["none", "token_tis", "sequence_tis", "icepop"] = "none"
+    kind: Literal["none", "token_tis", "sequence_tis", "icepop"] | None = None
+    """Default: none where every sample is of the newest weights, token_tis where the schedule lets them be older."""
     cap: Positive = 2.0
     floor: NonNegative = 0.5
     """IcePop's lower bound; `cap` is its upper."""

@@ -38,7 +38,7 @@ def resolve_preset(config: Config) -> Preset:
         preset.loss,
         kl_kind=kind if in_loss else None,
         kl_coef=coef if in_loss else 0.0,
-        correction=a.correction.kind,
+        correction=correction_kind(config),
         correction_cap=a.correction.cap,
         correction_floor=a.correction.floor,
         horizon=float(config.rollout.sampling.max_tokens),
@@ -55,6 +55,17 @@ def resolve_preset(config: Config) -> Preset:
         score_includes_kl=advantage == "rloo" and place == "reward",
         **_given(whiten=a.whiten, filter_overlong=a.loss.filter_overlong, resample_flat_groups=a.resample.flat_groups),
     )
+
+
+def max_staleness(config: Config) -> int:
+    """Weight versions between a prompt's admission and its training, at most."""
+    schedule = config.rollout.schedule
+    return {"synchronous": 0, "one_step_off": 1, "asynchronous": schedule.max_staleness or 1}[schedule.kind]
+
+
+def correction_kind(config: Config) -> str:
+    """Stale samples are corrected unless the config says otherwise."""
+    return config.algorithm.correction.kind or ("token_tis" if max_staleness(config) else "none")
 
 
 def resolve_method(config: Config) -> Method:

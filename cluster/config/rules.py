@@ -13,8 +13,9 @@ from cluster.config.lora_rules import lora_problems
 from cluster.config.method_rules import method_problems
 from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
-from cluster.config.resolve import optimizer_steps, resolve_preset
+from cluster.config.resolve import correction_kind, optimizer_steps, resolve_preset
 from cluster.config.reward_rules import reward_problems
+from cluster.config.schedule_rules import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
 from learners.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 
@@ -23,7 +24,9 @@ def cross_section_problems(config: Config) -> list[Problem]:
     policy_gradient = (_advantage, _loss, _kl, _correction)
     kind = (online_pair_problems,) if config.algorithm.name == "online_dpo" else policy_gradient
     own = (
-        (reward_problems, *kind, _sampling, _rollout, _minibatches) if config.algorithm.online else (offline_problems,)
+        (reward_problems, *kind, _sampling, _rollout, schedule_problems, _minibatches)
+        if config.algorithm.online
+        else (offline_problems,)
     )
     rules = (method_problems, _model, lora_problems, _data, *own, _learner, _evaluation, _ray)
     return [problem for rule in rules for problem in rule(config)]
@@ -154,7 +157,7 @@ def _sampling(config: Config) -> Iterator[Problem]:
         yield Problem(f"{path}.stop", "an empty stop string would end every response at once; remove it")
     cut = [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1.0 else []
     cut += [f"top_k {sampling.top_k}"] if sampling.top_k > 0 else []
-    if cut and config.algorithm.correction.kind == "none":
+    if cut and correction_kind(config) == "none":
         yield Problem(
             path,
             f"{' and '.join(cut)} renormalise over tokens that the learner cannot see, so its log-probs would be of "

@@ -93,6 +93,16 @@ class Sampling(Section):
     samples_per_prompt: Count = 1
 
 
+class Schedule(Section):
+    """What generation and learning wait for."""
+
+    kind: Literal["synchronous", "one_step_off", "asynchronous"] = "synchronous"
+    """synchronous: each for the other. one_step_off: the next batch is generated while this one is learned from.
+    asynchronous: generation never stops, new weights reach it between two decode steps."""
+    max_staleness: Count | None = None
+    """Of asynchronous: weight versions between a prompt's admission and its training, at most; default 1."""
+
+
 class Rollout(Section):
     """The rollout pool."""
 
@@ -101,6 +111,7 @@ class Rollout(Section):
     tensor_parallel: Count = 1
     prompts_per_step: Count = 8
     sampling: Sampling = Sampling()
+    schedule: Schedule = Schedule()
     max_num_seqs: Count = 64
     kv_cache_gb: Positive = 1.0
     """On CPU. On a GPU the engine takes `gpu_memory_utilization` of it."""

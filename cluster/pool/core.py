@@ -10,32 +10,16 @@ traffic only then. Left out: threads (pool.py), who gets what (dispatch.py), Ray
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from actors.types import PolicyVersion
-from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.pool.dispatch import Dispatcher
-from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost
+from cluster.pool.handle import RolloutHandle, WorkerIdentity, WorkerPulse
 from cluster.pool.member import Member, MemberState
 from cluster.pool.ticket import Finished, Ticket
-
-Judge = Callable[[np.ndarray], str | None]
-"""What is wrong with a worker's log-probs of the recorded samples; None if it computes with the weights it holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Current:
-    """What a joiner takes: the version, its buckets (none: it is what engines load from disk), and the proof."""
-
-    version: PolicyVersion
-    buckets: tuple[Ref, ...]
-    probe: Ref | None
-    judge: Judge | None
+from cluster.pool.weights import Weights, within
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +49,7 @@ class Core:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._made = 0
         self._identity: WorkerIdentity | None = None
-        self._current: Current | None = None
-        self._settled = asyncio.Event()
-        """Set while no publish is under way and there is a version to serve."""
-        self._publishing: list[tuple[Member, list[asyncio.Task[Any]]]] = []
+        self.weights = Weights(lambda: self.healthy, self._spawn, deadlines.weights_s)
 
     # --- members ---
 
@@ -116,46 +97,35 @@ class Core:
 
     async def _prepare(self, member: Member) -> None:
         """From its start to the current weights, proved."""
-        identity = await _within(member.handle.start(), self._deadlines.start_s, f"starting {member.name}")
+        identity = await within(member.handle.start(), self._deadlines.start_s, f"starting {member.name}")
         if self._identity is None:
             self._identity = identity
         elif other := _differences(self._identity, identity):
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
-        while True:
-            await self._settled.wait()
-            current = self._current
-            await _within(self._bring_to(member, current), self._deadlines.weights_s, f"publishing to {member.name}")
-            if self._current is current and self._settled.is_set():
-                return
-
-    async def _bring_to(self, member: Member, current: Current) -> None:
-        handle = member.handle
-        if member.version == current.version.number:
-            pass
-        elif current.buckets:
-            await handle.begin_publish(current.version.number)
-            await asyncio.gather(*(handle.receive(bucket) for bucket in current.buckets))
-            await handle.finish_publish(current.version)
-        else:
-            await handle.adopt(current.version)
-        if current.probe is not None and (wrong := current.judge(await handle.probe(current.probe))) is not None:
-            raise RunFailed(f"{member.name} {wrong}")
-        if current.buckets:
-            await handle.admit(current.version)
-        member.version = current.version.number
+        await self.weights.bring_up_to_date(member)
 
     async def _leave(self, member: Member) -> None:
         was = member.state
         member.move(MemberState.DRAINING)
         handed = self.dispatcher.leave(member.name)
         if was is MemberState.HEALTHY:
-            await _within(member.handle.interrupt(), self._deadlines.weights_s, f"draining {member.name}")
+            await within(member.handle.interrupt(), self._deadlines.weights_s, f"draining {member.name}")
             while member.work:  # the interrupted calls come back by themselves
                 await asyncio.sleep(0.005)
         await member.handle.stop()
         member.move(MemberState.RETIRED)
         moved = f", {len(handed)} tickets handed on" if handed else ""
         self._tell("worker", f"{member.name} left{moved}")
+
+    async def pulses(self) -> dict[str, WorkerPulse]:
+        """Of each healthy member; what it says of its cache sets its limit."""
+        members = self.healthy
+        asked = asyncio.gather(*(m.handle.pulse() for m in members))
+        found = await within(asked, self._deadlines.weights_s, "asking the workers")
+        for member, pulse in zip(members, found, strict=True):
+            self.dispatcher.feel(member.name, pulse.pressure)
+        self._dispatch()
+        return {member.name: pulse for member, pulse in zip(members, found, strict=True)}
 
     # --- generating ---
 
@@ -177,7 +147,7 @@ class Core:
         end = self._ends[ticket.number]
         what = f"generating on {member.name}"
         try:
-            batch, recorded, stats = await _within(member.handle.generate(ticket), self._deadlines.generate_s, what)
+            batch, recorded, stats = await within(member.handle.generate(ticket), self._deadlines.generate_s, what)
         except Exception as error:  # fault boundary: who waits for the ticket hears of it
             if not end.done():
                 end.set_exception(error)
@@ -191,64 +161,6 @@ class Core:
             del self._ends[ticket.number]
             end.set_result(Finished(ticket, batch, recorded, stats, member.name))
         self._dispatch()
-
-    # --- weights ---
-
-    def adopt(self, version: PolicyVersion) -> None:
-        """What engines load from disk is `version`: the first that joiners take."""
-        self._current = Current(version, (), None, None)
-        self._settled.set()
-
-    def calibrated(self, probe: Ref, judge: Judge) -> None:
-        """From now on a joiner must compute as the learner did for these recorded samples."""
-        self._current = replace(self._current, probe=probe, judge=judge)
-
-    def begin_publish(self, number: int) -> None:
-        """Start the next version on every healthy member; from here to `admit` they hold none."""
-        self._settled.clear()
-        self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in self.healthy]
-
-    def receive(self, bucket: Ref) -> None:
-        for member, calls in self._publishing:
-            calls.append(self._spawn(member.handle.receive(bucket)))
-
-    async def finish_publish(self, version: PolicyVersion) -> None:
-        """Returns when each has proved that it holds the version."""
-
-        async def finish(member: Member, calls: Sequence[asyncio.Task[Any]]) -> None:
-            await asyncio.gather(*calls, member.handle.finish_publish(version))
-
-        await self._each(finish, f"publishing version {version.number}")
-
-    async def probe(self, batch: Ref) -> list[np.ndarray]:
-        """The log-probs of recorded samples by each that a publish is under way to, else by each healthy one."""
-        members = [m for m, _ in self._publishing] or self.healthy
-        calls = (m.handle.probe(batch) for m in members)
-        return await _within(asyncio.gather(*calls), self._deadlines.weights_s, "probing the engines")
-
-    async def admit(self, current: Current) -> None:
-        """Let them take traffic at the new version, and joiners take it."""
-
-        async def admit(member: Member, _: object) -> None:
-            await member.handle.admit(current.version)
-            member.version = current.version.number
-
-        await self._each(admit, f"admitting version {current.version.number}")
-        self._publishing = []
-        self._current = current
-        self._settled.set()
-
-    async def _each(self, verb: Callable[[Member, list], Any], what: str) -> None:
-        """The verb for every member of the publish. One that left meanwhile is none of its business."""
-
-        async def one(member: Member, calls: list[asyncio.Task[Any]]) -> None:
-            try:
-                await verb(member, calls)
-            except (WorkerLost, WorkerError):
-                if not (member.gone or member.state is MemberState.DRAINING):
-                    raise
-
-        await _within(asyncio.gather(*(one(*each) for each in self._publishing)), self._deadlines.weights_s, what)
 
     # --- the end ---
 
@@ -270,18 +182,6 @@ class Core:
         self._tasks.add(task)
         task.add_done_callback(forget)
         return task
-
-
-async def _within(answer: Any, timeout_s: float, what: str) -> Any:
-    """RunFailed, naming `what`, when a worker is lost, fails, or does not answer in time."""
-    try:
-        return await asyncio.wait_for(answer, timeout_s)
-    except TimeoutError as error:
-        raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
-    except WorkerLost as error:
-        raise RunFailed(f"{what}: the worker died ({error})") from error
-    except WorkerError as error:
-        raise RunFailed(f"{what}: {error}") from error
 
 
 def _differences(wanted: WorkerIdentity, found: WorkerIdentity) -> str:

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed, UserError
-from cluster.pool.core import Core, Current, Deadlines, Judge
-from cluster.pool.handle import RolloutHandle
+from cluster.pool.core import Core, Deadlines
+from cluster.pool.handle import RolloutHandle, WorkerPulse
 from cluster.pool.ticket import Finished, Ticket
+from cluster.pool.weights import Current, Judge
 
 T = TypeVar("T")
 
@@ -58,6 +59,10 @@ class RolloutPool:
     def members(self) -> list[tuple[str, str, int | None]]:
         """(name, state, version) of every worker there ever was, in order."""
         return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._core.members.values()])
+
+    def pulses(self) -> dict[str, WorkerPulse]:
+        """How every healthy worker is doing."""
+        return self._ask(self._core.pulses(), "asking the workers")
 
     def scale(self, count: int) -> str:
         """Make it so many workers, and say what was done. Nothing waits: joiners take work when they have proved the
@@ -113,7 +118,7 @@ class RolloutPool:
 
     def adopt(self, version: PolicyVersion) -> None:
         """Wait until every engine of the start runs; their weights, fresh from disk, are `version`."""
-        self._soon(lambda: self._core.adopt(version))
+        self._soon(lambda: self._core.weights.adopt(version))
 
         async def joined() -> None:
             await asyncio.gather(*self._starting)
@@ -122,27 +127,27 @@ class RolloutPool:
 
     def calibrated(self, probe: Ref, judge: Judge) -> None:
         """What a joiner's log-probs of the recorded samples are judged by."""
-        self._soon(lambda: self._core.calibrated(probe, judge))
+        self._soon(lambda: self._core.weights.calibrated(probe, judge))
 
     def begin_publish(self, number: int) -> None:
         """From here until `admit` the engines hold no version. Nothing waits: failures show at the end."""
-        self._soon(lambda: self._core.begin_publish(number))
+        self._soon(lambda: self._core.weights.begin_publish(number))
 
     def receive(self, bucket: Ref) -> None:
         """Hand every engine one bucket; they load it while the learner makes the next."""
-        self._soon(lambda: self._core.receive(bucket))
+        self._soon(lambda: self._core.weights.receive(bucket))
 
     def finish_publish(self, version: PolicyVersion) -> None:
         """Returns when each engine has proved that it holds `version.digest`."""
-        self._ask(self._core.finish_publish(version), "publishing")
+        self._ask(self._core.weights.finish_publish(version), "publishing")
 
     def probe(self, batch: Ref) -> list[Any]:
         """Each engine's log-probs of recorded samples."""
-        return self._ask(self._core.probe(batch), "probing")
+        return self._ask(self._core.weights.probe(batch), "probing")
 
     def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref, judge: Judge) -> None:
         """Let the engines take traffic at `version`; who joins later takes these buckets and is judged so."""
-        self._ask(self._core.admit(Current(version, tuple(buckets), probe, judge)), "admitting")
+        self._ask(self._core.weights.admit(Current(version, tuple(buckets), probe, judge)), "admitting")
 
     def close(self) -> None:
         if self._closed:

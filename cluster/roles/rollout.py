@@ -67,6 +67,7 @@ class RolloutRole:
     async def in_turn(self, turn: int, verb: str, argument: Any) -> Any:
         """adopt, begin_publish, receive, finish_publish, probe, admit: when all calls of earlier turns have begun."""
         answer: Future[Any] = Future()
+        answer.set_running_or_notify_cancel()  # who stops waiting cancels nothing
         self._early[turn] = (verb, argument, answer)
         while self._next in self._early:
             name, given, waiting = self._early.pop(self._next)

@@ -83,6 +83,11 @@ class Ledger:
             in_flight=by_state.get("in_flight", 0) + by_state.get("scored", 0),
         )
 
+    def in_flight(self) -> list[tuple[int, int]]:
+        """(prompt id, position) of what was admitted and is neither trained nor dropped, in order of admission."""
+        query = "SELECT prompt_id, position FROM prompts WHERE state IN ('in_flight', 'scored') ORDER BY position"
+        return self._db.execute(query).fetchall()
+
     def reasons(self) -> dict[str, int]:
         """Dropped prompts by reason."""
         query = "SELECT reason, count(*) FROM prompts WHERE state = 'dropped' GROUP BY reason"

@@ -41,6 +41,14 @@ def test_a_prompt_or_a_position_is_admitted_once_and_a_refused_wave_leaves_nothi
     assert ledger.counts().admitted == 2
 
 
+def test_what_is_neither_trained_nor_dropped_is_found_again_in_the_order_of_admission(ledger):
+    ledger.admit(0, [(0, 7, 0), (0, 3, 1), (0, 5, 2), (0, 1, 3)])
+    ledger.scored([1])
+    ledger.trained([0])
+    ledger.dropped([2], "no score")
+    assert ledger.in_flight() == [(3, 1), (1, 3)]
+
+
 def test_the_same_prompt_comes_again_in_the_next_epoch(ledger):
     ledger.admit(1, rows(0))
     ledger.admit(2, [(1, 100, 1)])

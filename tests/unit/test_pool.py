@@ -183,7 +183,8 @@ def test_a_joiner_whose_weights_arrive_damaged_takes_no_traffic(bench):
     one = bench(1).adopt()
     buckets, _ = buckets_of(1.0, 1)
     one.publish(1)
-    one.pool._core._current = replace(one.pool._core._current, buckets=(buckets[0],))
+    weights = one.pool._core.weights
+    weights._current = replace(weights._current, buckets=(buckets[0],))
     one.pool.scale(2)
     one.until(lambda: one.states()["rollout-1"][0] == "dead")
     assert "PublishRefused: the last bucket of version 1 never came" in one.told[-1]

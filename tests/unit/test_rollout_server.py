@@ -128,6 +128,15 @@ def test_an_engine_that_does_not_start_says_so_to_who_wanted_it():
         RolloutServer(make)
 
 
+def test_who_stops_waiting_ends_nothing(served):
+    server, _, gate = served
+    given_up = server.generate(PROMPTS, TWO_EACH)
+    assert not given_up.cancel()
+    gate.open()
+    assert len(given_up.result(SOON_S)[0]) == 4
+    assert len(server.generate(PROMPTS, TWO_EACH).result(SOON_S)[0]) == 4
+
+
 def test_a_generation_with_nothing_left_to_make_ends_at_once(served):
     server, engine, gate = served
     gate.open()

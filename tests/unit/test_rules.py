@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.fixtures.configs import DPO, GRPO, PPO, problems
+from cluster.config.resolve import correction_kind, max_staleness, resolve_preset
+from tests.fixtures.configs import DPO, GRPO, PPO, config, problems
 
 TASK = "data={reasoning_gym: {task: chain_sum, size: 10}}"
 
@@ -455,6 +456,55 @@ def test_judged_responses_and_ratings_are_accepted_where_they_are_learned_from()
     assert problems(DPO, KTO, LABELLED) == []
     assert problems(DPO, REWARD, LABELLED, "data.labels.range=[1, 5]", "learner.optimizer.head_lr=0.1") == []
     assert problems(DPO, REWARD, "data.labels.margin_column=m") == []
+
+
+AHEAD = "rollout.schedule={kind: asynchronous, max_staleness: 2}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["rollout.schedule={max_staleness: 2}"],
+            "rollout.schedule.max_staleness: is 0 by definition where the schedule is synchronous, got 2; remove it or "
+            "choose asynchronous",
+        ),
+        (
+            ["rollout.schedule={kind: one_step_off, max_staleness: 2}"],
+            "rollout.schedule.max_staleness: is 1 by definition where the schedule is one_step_off, got 2; remove it "
+            "or choose asynchronous",
+        ),
+        (
+            ["algorithm={name: online_dpo}", AHEAD],
+            "rollout.schedule.kind: online_dpo is synchronous, got asynchronous; remove it",
+        ),
+        (
+            ["algorithm=remax", "rollout.sampling.samples_per_prompt=1", AHEAD],
+            "rollout.schedule.kind: remax needs each prompt's greedy response under the weights of its samples, got "
+            "asynchronous; use synchronous",
+        ),
+        (
+            ["deterministic=true", AHEAD],
+            "rollout.schedule.kind: deterministic runs depend on no timing, and asynchronous does; use synchronous",
+        ),
+        (
+            ["steps=2", AHEAD],
+            "rollout.schedule.max_staleness: must be less than the run's 2 steps, or nothing ever waits for new "
+            "weights, got 2",
+        ),
+    ],
+)
+def test_a_schedule_that_cannot_run_ahead_is_refused(overrides, expected):
+    assert expected in problems(GRPO, *overrides)
+
+
+def test_a_schedule_that_may_be_stale_corrects_its_samples_unless_told_otherwise():
+    assert correction_kind(config(GRPO)) == "none" and max_staleness(config(GRPO)) == 0
+    ahead = config(GRPO, AHEAD)
+    assert correction_kind(ahead) == resolve_preset(ahead).loss.correction == "token_tis" and max_staleness(ahead) == 2
+    assert max_staleness(config(GRPO, "rollout.schedule.kind=one_step_off")) == 1
+    assert correction_kind(config(GRPO, AHEAD, "algorithm.correction.kind=none")) == "none"
+    config(GRPO, AHEAD, "rollout.sampling.top_p=0.9")
 
 
 ONLINE_DPO = "algorithm={name: online_dpo}"

@@ -1,0 +1,41 @@
+"""Fully asynchronous: workers generate without a pause, the learner takes the oldest samples that have ended.
+
+The page is one_step_off.py's without the wait before a publish: new weights reach the engines between two decode steps,
+a sample may be made by several policies (its spans say which), and none is trained on that is older than the schedule's
+`max_staleness` versions. In: a StreamingJob whose workers run. Out: a run directory whose last commit is the last step.
+Left out: how far ahead is too far (pool/admission.py), everything behind the verbs (streaming.py).
+"""
+
+from __future__ import annotations
+
+from cluster.streaming import StreamingJob
+
+
+def train(job: StreamingJob) -> None:
+    """Run the steps that are left."""
+    if job.state.step == 0:
+        job.evaluate(0)
+        job.write_row(0)
+    job.run_ahead()
+    for step in job.steps():
+        batch = job.batch()
+        while batch.lacking:
+            with job.phase("rollout"):
+                wave = job.take(batch)
+            with job.phase("score"):
+                batch.add(wave, job.send_to_scorers(wave.samples))
+        with job.phase("score"):
+            columns = job.score(step, batch)
+        with job.phase("update"):
+            job.update_critic(columns)
+            job.update_policy(columns, batch)
+        with job.phase("publish"):
+            job.publish()
+        job.record(step)
+        job.finish_step(step)
+        if job.evaluation_due():
+            job.evaluate(step)
+        job.run_ahead()
+        job.write_row(step)
+        if job.commit_due():
+            job.commit()

@@ -1,0 +1,44 @@
+"""Rules of `rollout.schedule`: what cannot run ahead, and bounds that would starve or mislead.
+
+In: a Config of a method that makes its own samples. Out: Problems. Left out: the schedules themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.config.problem import Problem
+from cluster.config.resolve import max_staleness, resolve_preset
+from cluster.config.schema import Config
+
+
+def schedule_problems(config: Config) -> Iterator[Problem]:
+    schedule, path = config.rollout.schedule, "rollout.schedule"
+    if schedule.kind != "asynchronous" and schedule.max_staleness is not None:
+        bound = {"synchronous": 0, "one_step_off": 1}[schedule.kind]
+        yield Problem(
+            f"{path}.max_staleness",
+            f"is {bound} by definition where the schedule is {schedule.kind}, got {schedule.max_staleness}; remove it "
+            "or choose asynchronous",
+        )
+    if schedule.kind == "synchronous":
+        return
+    if config.algorithm.name == "online_dpo":
+        yield Problem(f"{path}.kind", f"online_dpo is synchronous, got {schedule.kind}; remove it")
+        return
+    if resolve_preset(config).advantage == "remax":
+        yield Problem(
+            f"{path}.kind",
+            f"remax needs each prompt's greedy response under the weights of its samples, got {schedule.kind}; use "
+            "synchronous",
+        )
+    if config.deterministic:
+        yield Problem(
+            f"{path}.kind", f"deterministic runs depend on no timing, and {schedule.kind} does; use synchronous"
+        )
+    if max_staleness(config) >= config.steps:
+        yield Problem(
+            f"{path}.max_staleness",
+            f"must be less than the run's {config.steps} steps, or nothing ever waits for new weights, got "
+            f"{max_staleness(config)}",
+        )

@@ -1,0 +1,142 @@
+"""The pool's weights: the version that it serves, the publish under way, and what a joiner must take and prove.
+
+In: versions and buckets from the publisher, on the pool's event loop. Out: members that hold them, proved. A publish
+begins with the healthy members of that moment and waits for no other; a joiner waits until it is settled. Left out: the
+learner's side and the bound of the proof (cluster/publish.py), who is a member (core.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from actors.types import PolicyVersion
+from cluster.columns import Ref
+from cluster.errors import RunFailed
+from cluster.pool.handle import WorkerError, WorkerLost
+from cluster.pool.member import Member, MemberState
+
+Judge = Callable[[np.ndarray], str | None]
+"""What is wrong with a worker's log-probs of the recorded samples; None if it computes with the weights it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """What a joiner takes: the version, its buckets (none: it is what engines load from disk), and the proof."""
+
+    version: PolicyVersion
+    buckets: tuple[Ref, ...]
+    probe: Ref | None
+    judge: Judge | None
+
+
+class Weights:
+    """healthy: the members that a publish goes to. spawn: keeps a task. deadline_s: of each step of a publish."""
+
+    def __init__(
+        self, healthy: Callable[[], list[Member]], spawn: Callable[[Any], asyncio.Task[Any]], deadline_s: float
+    ) -> None:
+        self._healthy = healthy
+        self._spawn = spawn
+        self._deadline_s = deadline_s
+        self._current: Current | None = None
+        self._settled = asyncio.Event()
+        """Set while no publish is under way and there is a version to serve."""
+        self._publishing: list[tuple[Member, list[asyncio.Task[Any]]]] = []
+
+    async def bring_up_to_date(self, member: Member) -> None:
+        """The present version, proved; once more if another was published meanwhile."""
+        while True:
+            await self._settled.wait()
+            current = self._current
+            await within(self._bring_to(member, current), self._deadline_s, f"publishing to {member.name}")
+            if self._current is current and self._settled.is_set():
+                return
+
+    async def _bring_to(self, member: Member, current: Current) -> None:
+        handle = member.handle
+        if member.version == current.version.number:
+            pass
+        elif current.buckets:
+            await handle.begin_publish(current.version.number)
+            await asyncio.gather(*(handle.receive(bucket) for bucket in current.buckets))
+            await handle.finish_publish(current.version)
+        else:
+            await handle.adopt(current.version)
+        if current.probe is not None and (wrong := current.judge(await handle.probe(current.probe))) is not None:
+            raise RunFailed(f"{member.name} {wrong}")
+        if current.buckets:
+            await handle.admit(current.version)
+        member.version = current.version.number
+
+    def adopt(self, version: PolicyVersion) -> None:
+        """What engines load from disk is `version`: the first that joiners take."""
+        self._current = Current(version, (), None, None)
+        self._settled.set()
+
+    def calibrated(self, probe: Ref, judge: Judge) -> None:
+        """From now on a joiner must compute as the learner did for these recorded samples."""
+        self._current = replace(self._current, probe=probe, judge=judge)
+
+    def begin_publish(self, number: int) -> None:
+        """Start the next version on every healthy member; from here to `admit` they hold none."""
+        self._settled.clear()
+        self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in self._healthy()]
+
+    def receive(self, bucket: Ref) -> None:
+        for member, calls in self._publishing:
+            calls.append(self._spawn(member.handle.receive(bucket)))
+
+    async def finish_publish(self, version: PolicyVersion) -> None:
+        """Returns when each has proved that it holds the version."""
+
+        async def finish(member: Member, calls: Sequence[asyncio.Task[Any]]) -> None:
+            await asyncio.gather(*calls, member.handle.finish_publish(version))
+
+        await self._each(finish, f"publishing version {version.number}")
+
+    async def probe(self, batch: Ref) -> list[np.ndarray]:
+        """The log-probs of recorded samples by each that a publish is under way to, else by each healthy one."""
+        members = [m for m, _ in self._publishing] or self._healthy()
+        calls = (m.handle.probe(batch) for m in members)
+        return await within(asyncio.gather(*calls), self._deadline_s, "probing the engines")
+
+    async def admit(self, current: Current) -> None:
+        """Let them take traffic at the new version, and joiners take it."""
+
+        async def admit(member: Member, _: object) -> None:
+            await member.handle.admit(current.version)
+            member.version = current.version.number
+
+        await self._each(admit, f"admitting version {current.version.number}")
+        self._publishing = []
+        self._current = current
+        self._settled.set()
+
+    async def _each(self, verb: Callable[[Member, list], Any], what: str) -> None:
+        """The verb for every member of the publish. One that left meanwhile is none of its business."""
+
+        async def one(member: Member, calls: list[asyncio.Task[Any]]) -> None:
+            try:
+                await verb(member, calls)
+            except (WorkerLost, WorkerError):
+                if not (member.gone or member.state is MemberState.DRAINING):
+                    raise
+
+        await within(asyncio.gather(*(one(*each) for each in self._publishing)), self._deadline_s, what)
+
+
+async def within(answer: Awaitable[Any], timeout_s: float, what: str) -> Any:
+    """RunFailed, naming `what`, when a worker is lost, fails, or does not answer in time."""
+    try:
+        return await asyncio.wait_for(answer, timeout_s)
+    except TimeoutError as error:
+        raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
+    except WorkerLost as error:
+        raise RunFailed(f"{what}: the worker died ({error})") from error
+    except WorkerError as error:
+        raise RunFailed(f"{what}: {error}") from error

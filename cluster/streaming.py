@@ -1,0 +1,78 @@
+"""A policy-gradient run whose generation runs ahead of its learning: the verbs of one_step_off.py and asynchronous.py.
+
+In: a PolicyGradientJob's workers and a schedule. Out: batches with their staleness, publishes between decode steps. On
+a resume, prompts that were under way at the commit are generated again, under the weights of the commit. Left out: the
+order of a step, the stream itself (stream.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.generation import RolloutStats
+from cluster.batch import StepBatch, Wave
+from cluster.columns import StepColumns
+from cluster.config.resolve import max_staleness
+from cluster.errors import RunFailed
+from cluster.inputs import OnlineInputs
+from cluster.policy_gradient import PolicyGradientJob
+from cluster.pool.admission import Admission
+from cluster.stream import Stream
+
+
+class StreamingJob(PolicyGradientJob):
+    """Workers and verbs of one run whose samples may be some versions old."""
+
+    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
+        super().begin(inputs, tokenizer, commit)
+        config = self.config
+        self.max_staleness = max_staleness(config)
+        self._stream = Stream(
+            self.rollouts,
+            Admission(config.rollout.prompts_per_step, self.max_staleness),
+            self.sampling,
+            next_prompts=self.admit,
+            drop=self.ledger.dropped,
+            recorded=config.weights.probe_samples,
+            timeout_s=config.rollout.timeout_s,
+        )
+        self._generated: dict[str, float] = {}
+        again = self.ledger.in_flight()
+        self._stream.send(self.state.step, self.train.prompts([(row, position) for row, position in again]))
+
+    def run_ahead(self, flat: int = 0) -> None:
+        """Admit what the bound allows, as far as the run has steps left. flat: groups of the running step that will be
+        dropped, which others replace."""
+        counts, last = self.ledger.counts(), self.config.steps - 1 - self.max_staleness
+        version = min(self.state.step, last)
+        self._stream.admit(version=version, admitted=counts.admitted, dropped=counts.dropped + flat)
+
+    def take(self, batch: StepBatch) -> Wave:
+        """The oldest samples of as many prompts as the batch lacks, none too old."""
+        if batch.flat:
+            self.run_ahead(len(batch.flat))
+        samples = self._stream.take(self.state.step, batch.lacking)
+        self.recorded = samples.recorded
+        generated = {name: pulse.seconds.generate for name, pulse in self.rollouts.pulses().items()}
+        spent = [seconds - self._generated.get(name, 0.0) for name, seconds in generated.items()]
+        self._generated = generated
+        return Wave(samples, None, sum(spent) / max(1, len(spent)))
+
+    def settle(self) -> None:
+        self._stream.settle()
+
+    def score(self, step: int, batch: StepBatch) -> StepColumns:
+        columns = super().score(step, batch)
+        self._note_staleness(batch.samples.stats)
+        return columns
+
+    def _note_staleness(self, stats: Sequence[RolloutStats]) -> None:
+        """In versions, by token. Past the bound is a bug of admission, and nothing is learned from it."""
+        version, merged = self.publisher.version.number, RolloutStats.merge([s for s in stats if s.response_tokens])
+        oldest = version - merged.oldest
+        if oldest > self.max_staleness:
+            raise RunFailed(f"a sample is {oldest} versions old and the bound is {self.max_staleness}: this is a bug")
+        mean = version - merged.version_sum / max(1, merged.response_tokens)
+        self.note({"staleness/mean": mean, "staleness/max": float(oldest)})
