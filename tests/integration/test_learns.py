@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,28 @@ def test_a_policy_gradient_method_raises_the_reward(
         critic=critic,
     )
     gains(name, "reward/mean", found, seed, learned)
+
+
+@pytest.mark.parametrize("kind", ["one_step_off", "asynchronous"])
+def test_a_schedule_that_runs_ahead_learns_and_keeps_its_bound(
+    kind: str, seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    found = train(
+        tmp_path,
+        tiny_model,
+        ray_address,
+        seed=seed,
+        algorithm="dr_grpo",
+        deterministic=False,
+        rollout={"schedule": {"kind": kind}, "workers": 2},
+    )
+    gains(f"dr_grpo, {kind}", "reward/mean", found, seed, learned)
+    ages = [row["staleness/max"] for row in found]
+    assert ages[0] == 0 and ages[-1] == 1 and max(ages) <= 1
+    assert all(0 <= row["staleness/mean"] <= row["staleness/max"] for row in found)
+    with closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as ledger:
+        states = dict(ledger.execute("SELECT state, count(*) FROM prompts GROUP BY state").fetchall())
+    assert states == {"trained": STEPS * 8}, "no prompt was admitted that no step trained"
 
 
 def test_an_adapter_learns_with_the_base_as_its_reference_and_publishes_itself_alone(
