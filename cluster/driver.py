@@ -28,6 +28,7 @@ from cluster.preferences import PreferenceJob
 from cluster.reward_modelling import RewardModelJob
 from cluster.run import checkpoint
 from cluster.run.console import Console, Header, Summary
+from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
@@ -81,7 +82,8 @@ def run(
                 job = _kind(config)(config, directory, metrics, events, console, model_path)
                 _start(job, placement, commit)
                 events.write("start", f"running from step {job.state.step}", job.state.step)
-                _loop(job).train(job)
+                with ControlServer(directory, job.verbs()):
+                    _loop(job).train(job)
                 outcome = _finish(job, directory, console)
                 job.close()
                 return outcome

@@ -7,7 +7,7 @@ dpo.py), building the workers (online.py, dpo.py), the process around it (driver
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -190,6 +190,10 @@ class Job:
 
     def load_extra(self, checkpoint: Path) -> None:
         """The counterpart of `save_extra`."""
+
+    def verbs(self) -> Mapping[str, Callable[..., str]]:
+        """What may be asked of the run while it goes on, by name (run/control.py)."""
+        return {}
 
     def close(self) -> None:
         self.ledger.close()

@@ -229,10 +229,10 @@ def train_job(
         PipelineDirectory(run_dir)  # refuses what cannot hold one
     command = ["-m", "cluster.cli", "train", path.relative_to(root).as_posix(), *overrides, "ray.address=auto"]
     command += ["--run-dir", run_dir, *(["--resume"] if resume else [])]
-    return JobSpec(submission_id, f"exec {_python()} {shlex.join(command)}", str(root), run_dir)
+    return JobSpec(submission_id, f"exec {interpreter()} {shlex.join(command)}", str(root), run_dir)
 
 
-def _python() -> str:
+def interpreter() -> str:
     """Shell for the job's interpreter: this one where the head has it too (a local cluster), else the head's own.
 
     Asked on the head, since a forwarded port makes another machine's job server look like this one's.

@@ -6,7 +6,7 @@ learned from samples (policy_gradient.py, online_pairs.py), records and commits 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +123,14 @@ class OnlineJob(Job):
         self.restore(commit)
         self.state.fresh_mismatch = fresh  # of these engines, not of the ones that are gone
         self.publish()
+
+    def verbs(self) -> Mapping[str, Callable[..., str]]:
+        return {"scale": self._scale}
+
+    def _scale(self, rollout: int) -> str:
+        said = self.rollouts.scale(rollout)
+        self.events.write("scale", f"asked for {rollout} rollout workers: {said}", rollout=rollout)
+        return said
 
     # --- one step's verbs ---
 

@@ -35,7 +35,7 @@ def stored_settings(config: Config) -> StoredSettings:
     """What the method reads: PreferenceSettings, JudgedSettings or DemonstrationSettings."""
     data, kind = config.data, config.row_kind
     shared: dict[str, Any] = {
-        "origin": Origin(**origin_fields(config), answer_format=_answer_format(config)),
+        "origin": Origin(**origin_fields(config), **_formats(config)),
         "system_prompt": data.system_prompt,
         "max_tokens": config.model.max_length,
         "overlong": data.overlong,
@@ -62,8 +62,13 @@ def stored_settings(config: Config) -> StoredSettings:
     )
 
 
-def _answer_format(config: Config) -> str | None:
-    return config.data.reasoning_gym.answer_format if config.data.reasoning_gym else None
+def _formats(config: Config) -> dict[str, Any]:
+    """How a task's answers are said; nothing where rows are read."""
+    task = config.data.reasoning_gym
+    if task is None:
+        return {}
+    formats = [task.answer_format] if isinstance(task.answer_format, str) else task.answer_format or []
+    return {"answer_formats": tuple(formats), "rejected_format": task.rejected_format}
 
 
 def load_stored_inputs(config: Config, tokenizer: Tokenizer) -> StoredInputs:

@@ -55,7 +55,9 @@ def load_demonstrations(settings: DemonstrationSettings, tokenizer: Tokenizer) -
     """Read, check, template and tokenise every row. DataError names all bad rows at once."""
 
     def make(number: int, columns: Mapping[str, Any]) -> Demonstration:
-        prompt, tokens, trained = conversation_ids(tokenizer, _messages(columns, settings), settings.chat_template)
+        prompt, tokens, trained = conversation_ids(
+            tokenizer, _messages(columns, settings, number), settings.chat_template
+        )
         return Demonstration(number, tuple(prompt), tuple(tokens), tuple(trained))
 
     return load_rows(settings, tokenizer, read_rows(settings.origin), make, "conversation")
@@ -81,7 +83,7 @@ def conversation_ids(
     return prompt, tokens, trained
 
 
-def _messages(columns: Mapping[str, Any], settings: DemonstrationSettings) -> list[Message]:
+def _messages(columns: Mapping[str, Any], settings: DemonstrationSettings, number: int) -> list[Message]:
     name = settings.messages_column
     if name is not None:
         if not isinstance(columns.get(name), list):
@@ -89,6 +91,6 @@ def _messages(columns: Mapping[str, Any], settings: DemonstrationSettings) -> li
         return messages_of(name, columns[name], settings.system_prompt)
     prompt = messages_of(settings.prompt_column, column(columns, settings.prompt_column), settings.system_prompt)
     said = text_column(columns, settings.completion_column)
-    if settings.origin.answer_format is not None:
-        said = settings.origin.answer_format.format(answer=said)
+    if settings.origin.answer_formats:
+        said = settings.origin.say(columns, said, number, "{answer}")
     return [*prompt, {"role": "assistant", "content": said}]

@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.data.chat import Message, Tokenizer, messages_of
 from actors.data.errors import RowError
-from actors.data.rows import Origin, RawRow, create_task, kind_of, read_rows, read_task
+from actors.data.rows import Origin, RawRow, create_task, kind_of, read_rows, read_task, said_as
 from actors.data.stored import StoredRows, StoredSettings, branch_ids, load_rows, number_column
 
 
@@ -107,25 +107,34 @@ def _response_text(column: str, value: Any, prompt: list[Message]) -> str:
     return messages[0]["content"]
 
 
+PLAIN_ANSWER = "The answer is {answer}."
+
+
 def generate_pairs(origin: Origin) -> Iterator[RawRow]:
     """Pairs from a reasoning_gym task, for demos and tests.
 
-    chosen: "The answer is X." (or the origin's answer_format) with the right answer; rejected: the same with a wrong
-    one: for a whole number one that is off by 1 to 9, else another question's answer that the task scores lower. An
-    entry for which no wrong answer is found in 20 tries is a bad row.
+    chosen: "The answer is X." (or the origin's answer_formats) with the right answer; rejected: the right answer in the
+    origin's rejected_format, or else the same with a wrong one: for a whole number one that is off by 1 to 9, else
+    another question's answer that the task scores lower. An entry for which no wrong answer is found in 20 tries is a
+    bad row.
     """
     rows = list(read_task(origin))
     task = create_task(origin.task, origin.task_params or {}, size=1, seed=origin.seed)
     rng = random.Random(origin.seed)
-    for raw in rows:
-        entry = raw.columns
-        wrong = _wrong_answer(task, entry, [other.columns for other in rng.choices(rows, k=20)], rng)
-        if wrong is None:
-            yield RawRow(raw.where, None, "no wrong answer found for this entry; choose another task")
-            continue
-        said = origin.answer_format or "The answer is {answer}."
-        pair = {"chosen": said.format(answer=entry["answer"]), "rejected": said.format(answer=wrong)}
-        yield RawRow(raw.where, {**pair, "prompt": entry["question"]})
+    for number, raw in enumerate(rows):
+        entry, right = raw.columns, str(raw.columns["answer"])
+        try:
+            chosen = origin.say(entry, right, number, PLAIN_ANSWER)
+            if origin.rejected_format is not None:
+                rejected = said_as(origin.rejected_format, entry, right)
+            elif wrong := _wrong_answer(task, entry, [other.columns for other in rng.choices(rows, k=20)], rng):
+                rejected = origin.say(entry, wrong, number, PLAIN_ANSWER)
+            else:
+                raise RowError("no wrong answer found for this entry; choose another task")
+        except RowError as error:
+            yield RawRow(raw.where, None, str(error))
+        else:
+            yield RawRow(raw.where, {"chosen": chosen, "rejected": rejected, "prompt": entry["question"]})
 
 
 def _wrong_answer(task: Any, entry: Mapping[str, Any], others: Sequence[Mapping], rng: random.Random) -> str | None:

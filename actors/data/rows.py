@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.data.errors import DataError
+from actors.data.errors import DataError, RowError
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -39,15 +39,24 @@ class Origin:
     task_params: Mapping[str, Any] | None = None
     size: int = 1000
     seed: int = 0
-    answer_format: str | None = None
-    """How a task's answers are said, with {answer}; None: as its reader says them."""
+    answer_formats: tuple[str, ...] = ()
+    """How a task's answers are said, with {answer} and names of its metadata, in turns; none: as its reader says."""
+    rejected_format: str | None = None
+    """How the rejected side of a pair says the right answer; None: it says a wrong one as the chosen side does."""
 
     def __post_init__(self) -> None:
         given = [name for name, value in (("path", self.path), ("hub_id", self.hub_id), ("task", self.task)) if value]
         if len(given) != 1:
             raise ValueError(f"a data source needs exactly one of path, hub_id and task, got {given or 'none'}")
-        if self.answer_format is not None and "{answer}" not in self.answer_format:
-            raise ValueError(f"answer_format must hold {{answer}}, got {self.answer_format!r}")
+        for said in (*self.answer_formats, *([self.rejected_format] if self.rejected_format else [])):
+            if "{answer}" not in said:
+                raise ValueError(f"an answer's format must hold {{answer}}, got {said!r}")
+
+    def say(self, columns: Mapping[str, Any], answer: str, number: int, otherwise: str) -> str:
+        """The answer of the number-th entry in the format whose turn it is; otherwise: where none is given. RowError
+        for a name that the entry does not have."""
+        formats = self.answer_formats or (otherwise,)
+        return said_as(formats[number % len(formats)], columns, answer)
 
     @property
     def name(self) -> str:
@@ -151,6 +160,16 @@ def read_task(origin: Origin) -> Iterator[RawRow]:
     for number, entry in enumerate(dataset):
         columns = {**entry, "task": origin.task, "task_params": params}
         yield RawRow(f"reasoning_gym/{origin.task}[seed {origin.seed}]:{number}", columns)
+
+
+def said_as(said: str, columns: Mapping[str, Any], answer: str) -> str:
+    """`said` with {answer}, {question} and the entry's metadata filled in."""
+    known = {**columns.get("metadata", {}), "question": columns.get("question", ""), "answer": answer}
+    try:
+        return said.format(**known)
+    except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in known)
+        raise RowError(f"{said!r} cannot be filled in ({error}); an entry has {names}") from error
 
 
 def create_task(task: str, params: Mapping[str, Any], size: int, seed: int) -> Any:

@@ -88,6 +88,11 @@ def _extract(response: str, how: str) -> str:
     raise ValueError(f"extract must be tag, last_line or last_number, got {how!r}")
 
 
+def regex(prompt: str, response: str, data: Mapping[str, Any], *, pattern: str) -> float:
+    """1 if the pattern is found in the response, stripped of outer whitespace, else 0. ^ and $ are its ends."""
+    return float(re.search(pattern, response.strip()) is not None)
+
+
 def length_penalty(prompt: str, response: str, data: Mapping[str, Any], *, max_tokens: int, cache_tokens: int) -> float:
     """DAPO's soft overlong punishment (Yu et al. 2025, eq. 13) of data["response_tokens"] tokens:
     0 up to max_tokens - cache_tokens, then linearly down to -1 at max_tokens, and -1 beyond."""

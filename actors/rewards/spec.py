@@ -21,6 +21,7 @@ BUILT_IN = (
     "length_penalty",
     "math_verify",
     "reasoning_gym",
+    "regex",
     "repetition_penalty",
     "sentiment",
 )

@@ -8,7 +8,6 @@ start, GPUs of other nodes).
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,10 +91,6 @@ def run_directory_note(directory: RunDirectory) -> str | None:
     """A sentence where the directory holds a run already, or a driver works in it; nothing is touched."""
     if not directory.config_file.is_file():
         return None
-    if directory.lock_file.is_file():
-        with directory.lock_file.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return f"{directory} is in use by a running driver; stop that run or give another --run-dir"
+    if directory.in_use():
+        return f"{directory} is in use by a running driver; stop that run or give another --run-dir"
     return f"{directory} already holds a run; train it on with --resume, or give another --run-dir"

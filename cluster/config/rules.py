@@ -50,11 +50,7 @@ def _data(config: Config) -> Iterator[Problem]:
         )
     if data.reasoning_gym is None:
         return
-    key, said = "data.reasoning_gym.answer_format", data.reasoning_gym.answer_format
-    if said is not None and config.algorithm.online:
-        yield Problem(key, "the policy answers by itself, nothing is said for it; remove it")
-    elif said is not None and "{answer}" not in said:
-        yield Problem(key, f"must hold {{answer}}, got {said!r}")
+    yield from _said(config)
     if data.messages_column is not None:
         yield Problem("data.messages_column", "reasoning_gym tasks have questions, not messages; remove it")
     for key in ("prompt_column", "completion_column", "split"):
@@ -62,6 +58,23 @@ def _data(config: Config) -> Iterator[Problem]:
             yield Problem(
                 f"data.{key}", f"reasoning_gym tasks are generated and have none, got {getattr(data, key)!r}; remove it"
             )
+
+
+def _said(config: Config) -> Iterator[Problem]:
+    task = config.data.reasoning_gym
+    for name, said in (("answer_format", task.answer_format), ("rejected_format", task.rejected_format)):
+        key, formats = f"data.reasoning_gym.{name}", said if isinstance(said, list) else [said]
+        if said is None:
+            continue
+        if config.algorithm.online:
+            yield Problem(key, "the policy answers by itself, nothing is said for it; remove it")
+        elif name == "rejected_format" and config.row_kind != "pairs":
+            yield Problem(key, f"{config.algorithm.name} has no rejected side here; remove it")
+        yield from (Problem(key, f"must hold {{answer}}, got {f!r}") for f in formats if "{answer}" not in f)
+        if not formats:
+            yield Problem(key, "is an empty list; give a format or remove it")
+        elif name == "rejected_format" and said in (task.answer_format, *(task.answer_format or ())):
+            yield Problem(key, f"is how the chosen side says it too, got {said!r}; change one")
 
 
 def _advantage(config: Config) -> Iterator[Problem]:

@@ -39,9 +39,12 @@ class ReasoningGym(Section):
     params: dict[str, Any] = {}
     size: Count = 10_000
     seed: int = 0
-    answer_format: str | None = None
-    """How demonstrations and pairs say an answer, with {answer}. Default: demonstrations bare, pairs "The answer is
-    {answer}."."""
+    answer_format: str | list[str] | None = None
+    """How demonstrations and pairs say an answer, with {answer} and the names of an entry's metadata ({expression} of
+    chain_sum); several take turns. Default: demonstrations bare, pairs "The answer is {answer}."."""
+    rejected_format: str | None = None
+    """Of pairs: the rejected side says the right answer so, and the pair is about form. Default: as the chosen side,
+    with a wrong answer."""
 
 
 class Labels(Section):

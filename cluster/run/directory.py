@@ -111,6 +111,17 @@ class RunDirectory:
         """The saved config as plain data; unvalidated, so that runs of other versions can be read too."""
         return yaml.safe_load(self.config_file.read_text())
 
+    def in_use(self) -> bool:
+        """Whether a driver works here."""
+        if not self.lock_file.is_file():
+            return False
+        with self.lock_file.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     @contextmanager
     def lock(self, clock: Callable[[], float] = time.time) -> Iterator[None]:
         """Hold the directory for one driver. UserError naming the holder if another has it.

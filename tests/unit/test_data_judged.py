@@ -104,7 +104,7 @@ def test_batches_hold_each_row_at_its_position(tmp_path, tokenizer):
 
 def test_a_task_s_answers_are_said_as_the_format_has_it(tokenizer):
     params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    origin = Origin(task="chain_sum", task_params=params, size=4, seed=1, answer_format="So {answer}!")
+    origin = Origin(task="chain_sum", task_params=params, size=4, seed=1, answer_formats=("So {answer}!",))
     (pair, *_) = load_preferences(PreferenceSettings(origin), tokenizer).rows
     columns = {"prompt_column": "question", "completion_column": "answer"}
     (row, *_) = load_demonstrations(DemonstrationSettings(origin, **columns), tokenizer).rows
@@ -112,4 +112,31 @@ def test_a_task_s_answers_are_said_as_the_format_has_it(tokenizer):
     assert tokenizer.decode(row.token_ids).startswith("So ")
     assert tokenizer.decode(pair.rejected_tokens).endswith("!<|im_end|>")
     with pytest.raises(ValueError, match=r"must hold \{answer\}"):
-        Origin(task="chain_sum", answer_format="So!")
+        Origin(task="chain_sum", answer_formats=("So!",))
+
+
+def test_formats_take_turns_and_may_name_what_the_task_tells_of_an_entry(tokenizer):
+    params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    formats = ("{expression} = {answer}", "It is {answer}.")
+    origin = Origin(task="chain_sum", task_params=params, size=4, seed=1, answer_formats=formats)
+    columns = {"prompt_column": "question", "completion_column": "answer"}
+    rows = load_demonstrations(DemonstrationSettings(origin, **columns), tokenizer).rows
+    said = [tokenizer.decode(row.token_ids) for row in rows]
+    assert [" = " in text for text in said] == [True, False, True, False]
+    question = tokenizer.decode(rows[0].prompt_tokens)
+    assert said[0].split(" = ")[0] in question, "the expression is the question's"
+
+
+def test_a_pair_may_be_about_form_alone(tokenizer):
+    params = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    form = {"answer_formats": ("{expression} = {answer}",), "rejected_format": "The answer is {answer}."}
+    origin = Origin(task="chain_sum", task_params=params, size=4, seed=1, **form)
+    for pair in load_preferences(PreferenceSettings(origin), tokenizer).rows:
+        chosen, rejected = (tokenizer.decode(side).split("<|im_end|>")[0] for side in pair.responses)
+        assert " = " in chosen and rejected == f"The answer is {chosen.split(' = ')[1]}."
+
+
+def test_a_name_that_the_task_does_not_tell_is_a_bad_row_with_those_it_does(tokenizer):
+    origin = Origin(task="chain_sum", size=2, answer_formats=("{expresion} = {answer}",))
+    with pytest.raises(DataError, match=r"cannot be filled in \('expresion'\); an entry has .*\{expression\}"):
+        load_preferences(PreferenceSettings(origin), tokenizer)

@@ -11,6 +11,13 @@ def test_exact_match_folds_whitespace_only(response, score):
     assert builtin.exact_match("p", response, {"answer": "7"}) == score
 
 
+@pytest.mark.parametrize(
+    ("response", "score"), [("3 + 4 = 7", 1.0), (" 3 + 4 = 7\n", 1.0), ("So 3 + 4 = 7", 0.0), ("7", 0.0), ("", 0.0)]
+)
+def test_regex_is_found_or_not_in_the_stripped_response(response, score):
+    assert builtin.regex("p", response, {}, pattern=r"^\d+ \+ \d+ = \d+$") == score
+
+
 def test_exact_match_of_another_column_ignoring_case():
     assert builtin.exact_match("p", "new  York", {"city": "New York"}, key="city", ignore_case=True) == 1.0
     assert builtin.exact_match("p", "new York", {"city": "New York"}, key="city") == 0.0

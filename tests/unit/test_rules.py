@@ -619,5 +619,15 @@ def test_an_answer_is_said_for_rows_that_are_stored_and_holds_the_answer():
     key = "data.reasoning_gym.answer_format"
     assert problems(DPO, "data.path=null", SUMS % "{answer}") == []
     assert problems(DPO, "data.path=null", SUMS % "") == [f"{key}: must hold {{answer}}, got 'So !'"]
+    several = "data.reasoning_gym={task: chain_sum, answer_format: ['{answer}', 'So!'], rejected_format: '%s'}"
+    assert problems(DPO, "data.path=null", several % "No: {answer}") == [f"{key}: must hold {{answer}}, got 'So!'"]
+    rejected = "data.reasoning_gym.rejected_format"
+    assert problems(DPO, "data.path=null", several % "{answer}")[1:] == [
+        f"{rejected}: is how the chosen side says it too, got '{{answer}}'; change one"
+    ]
+    lone = "data.reasoning_gym={task: chain_sum, rejected_format: 'No: {answer}'}"
+    assert problems(
+        "name: s\nsteps: 4\nmodel: {path: m}\nalgorithm: sft\ndata: {path: a.jsonl}", "data.path=null", lone
+    ) == [f"{rejected}: sft has no rejected side here; remove it"]
     online = f"{key}: the policy answers by itself, nothing is said for it; remove it"
     assert problems(GRPO, "data.path=null", SUMS % "{answer}") == [online]

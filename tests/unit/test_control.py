@@ -1,0 +1,72 @@
+"""Asking a running driver: answers, refusals, nobody there, and a driver that does not answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cluster.commands.scale import scale
+from cluster.control import scale_run
+from cluster.errors import RunFailed, UserError
+from cluster.run.control import ControlServer, ask
+from tests.fixtures.fake_run import make_fake_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_fake_run(tmp_path / "run")
+
+
+def scaled(rollout: int) -> str:
+    if rollout > 9:
+        raise UserError("9 workers are the most here")
+    if rollout > 8:
+        raise RunFailed("the pool gave no answer")
+    return f"{rollout} on the way"
+
+
+def test_a_running_driver_answers_in_a_sentence_and_leaves_no_file(run, capsys):
+    with run.lock(), ControlServer(run, {"scale": scaled}):
+        assert scale_run(str(run), 3) == "3 on the way"
+        scale(str(run), 4)
+        assert capsys.readouterr().out == "4 on the way\n"
+        assert list((run.root / "control").iterdir()) == []
+
+
+def test_a_refusal_is_the_callers_error_and_the_driver_goes_on(run):
+    with run.lock(), ControlServer(run, {"scale": scaled}):
+        with pytest.raises(UserError, match="9 workers are the most here"):
+            scale_run(str(run), 10)
+        with pytest.raises(UserError, match="the pool gave no answer"):
+            scale_run(str(run), 9)
+        assert scale_run(str(run), 2) == "2 on the way"
+
+
+def test_a_verb_that_the_run_does_not_have_is_named(run):
+    with run.lock(), ControlServer(run, {}), pytest.raises(UserError, match="this run has no scale; it has nothing to"):
+        scale_run(str(run), 2)
+
+
+def test_without_a_driver_nothing_is_left_behind(run, tmp_path):
+    with pytest.raises(UserError, match=r"no driver works in .*run; start it, or name"):
+        scale_run(str(run), 2)
+    assert not (run.root / "control").exists()
+    with pytest.raises(UserError, match="holds no run"):
+        scale_run(str(tmp_path), 2)
+
+
+def test_a_driver_that_does_not_answer_is_given_up_and_the_request_taken_back(run):
+    with run.lock():
+        with pytest.raises(UserError, match=r"gave no answer within 0\.05 s"):
+            ask(run, "scale", rollout=2, timeout_s=0.05)
+        assert list((run.root / "control").iterdir()) == []
+
+
+def test_requests_of_a_driver_that_died_are_forgotten(run):
+    (run.root / "control").mkdir()
+    (run.root / "control" / "x.request.json").write_text(json.dumps({"verb": "scale", "arguments": {"rollout": 7}}))
+    asked: list[int] = []
+    with run.lock(), ControlServer(run, {"scale": lambda rollout: asked.append(rollout) or "done"}):
+        assert scale_run(str(run), 1) == "done"
+    assert asked == [1]
