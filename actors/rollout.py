@@ -89,12 +89,12 @@ class RolloutWorker:
         version_expected: int | None = None,
         carried: SampleBatch | None = None,
     ) -> Generation:
-        """Queue every sample of these prompts that `carried` does not hold finished; `pump` then makes its tokens.
-        WrongVersion if another version is served than the one expected. Whatever is raised, no request stays behind."""
-        serving = self._serving()
-        if version_expected is not None and serving.number != version_expected:
+        """Queue every sample of these prompts that `carried` does not hold finished; `pump` then makes its tokens, once
+        a version is served. WrongVersion if one is expected and it is not the one that is served now. Whatever is
+        raised, no request stays behind."""
+        if version_expected is not None and self._serving().number != version_expected:
             raise WrongVersion(
-                f"version {version_expected} was asked for, the worker serves {serving.number}: publish first"
+                f"version {version_expected} was asked for, the worker serves {self._serving().number}: publish first"
             )
         if not self._open:
             self._progress_at = self._clock()

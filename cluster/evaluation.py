@@ -18,7 +18,7 @@ from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
 from cluster.config.reward import Judge
 from cluster.inputs import OnlineInputs
-from cluster.pool import RolloutPool
+from cluster.pool.pool import RolloutPool
 from cluster.roles.scorer import JudgeSpec, RewardModelSpec, ScorerSpec
 from cluster.workers import ScorerPool
 

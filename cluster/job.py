@@ -50,6 +50,8 @@ class Job:
         self._phases: dict[str, float] = {}
         self._row: dict[str, float] = {}
         self._step_began = 0.0
+        self.step_seconds = self.learner_seconds = 0.0
+        """Of the last step that was finished."""
 
     # --- a step's clock ---
 
@@ -86,6 +88,7 @@ class Job:
         for name, seconds in self._row.items():
             if name.startswith("role/"):
                 busy[name.split("/")[1]] = busy.get(name.split("/")[1], 0.0) + seconds
+        self.step_seconds, self.learner_seconds = step_s, busy.get("learner", 0.0)
         main = [busy[role] for role in ("rollout", "learner") if role in busy]
         if main:
             self._row["time/idle_fraction"] = max(0.0, 1.0 - sum(main) / (len(main) * step_s))

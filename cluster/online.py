@@ -6,6 +6,7 @@ learned from samples (policy_gradient.py, online_pairs.py), records and commits 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,10 +22,13 @@ from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples
 from cluster.config import resolve
+from cluster.errors import UserError
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement
+from cluster.pool.autoscale import Autoscaler, StepLoad
+from cluster.pool.usage import PoolUsage
 from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
@@ -98,6 +102,9 @@ class OnlineJob(Job):
         self._starter.shutdown()
         self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
         self.publisher.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
+        self._usage = PoolUsage()
+        settings = resolve.autoscale_settings(config)
+        self._autoscaler = None if settings is None else Autoscaler(settings, time.monotonic)
         self.console.phase("probing the engines")
         self.recorded = self._first_probe()
         self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
@@ -123,6 +130,24 @@ class OnlineJob(Job):
         self.restore(commit)
         self.state.fresh_mismatch = fresh  # of these engines, not of the ones that are gone
         self.publish()
+
+    def finish_step(self, step: int) -> None:
+        pulses = self.rollouts.pulses()
+        spent = self._usage.since_last(pulses)
+        self.note(self._usage.shares(spent, len(pulses)))
+        super().finish_step(step)
+        if self._autoscaler is not None:
+            self._autoscale(step, StepLoad(len(pulses), spent.generate, self.learner_seconds, self.step_seconds))
+
+    def _autoscale(self, step: int, load: StepLoad) -> None:
+        decision = self._autoscaler.decide(load)
+        if decision is None or decision.workers == len(self.rollouts):
+            return
+        try:
+            said = self.rollouts.scale(decision.workers)
+        except UserError as error:  # fault boundary: the cluster has no room, the run goes on as it is
+            said = str(error)
+        self.events.write("autoscale", f"{said}: {decision.reason}", step, rollout=decision.workers)
 
     def verbs(self) -> Mapping[str, Callable[..., str]]:
         return {"scale": self._scale}

@@ -19,7 +19,7 @@ from actors.probe import Mismatch, mismatch
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.errors import RunFailed
-from cluster.pool import RolloutPool
+from cluster.pool.pool import RolloutPool
 from cluster.workers import LearnerGroup
 
 ROUNDING = 1e-4

@@ -17,8 +17,8 @@ from cluster.inspect.machine import GIB
 from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
 from cluster.placement import Placement, RolePlan
-from cluster.pool import RolloutPool
 from cluster.pool.core import Deadlines
+from cluster.pool.pool import RolloutPool
 from cluster.workers import free_resources, put, start_rollout
 
 RESERVE = 1 << 30

@@ -16,9 +16,9 @@ from concurrent.futures import Future
 from actors.types import Prompt, SamplingSettings
 from cluster.columns import Samples
 from cluster.errors import RunFailed
-from cluster.pool import Finished, RolloutPool
 from cluster.pool.admission import Admission
-from cluster.pool.pool import samples_of
+from cluster.pool.pool import RolloutPool, samples_of
+from cluster.pool.ticket import Finished
 
 
 class Stream:

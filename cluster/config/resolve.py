@@ -12,6 +12,7 @@ from actors.engine import EngineSettings
 from actors.lora import LoraSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
+from cluster.pool.autoscale import AutoscaleSettings
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.method import (
     LearnerSettings,
@@ -61,6 +62,14 @@ def max_staleness(config: Config) -> int:
     """Weight versions between a prompt's admission and its training, at most."""
     schedule = config.rollout.schedule
     return {"synchronous": 0, "one_step_off": 1, "asynchronous": schedule.max_staleness or 1}[schedule.kind]
+
+
+def autoscale_settings(config: Config) -> AutoscaleSettings | None:
+    scale = config.rollout.autoscale
+    if scale is None:
+        return None
+    overlap = config.rollout.schedule.kind != "synchronous"
+    return AutoscaleSettings(**scale.model_dump(), overlap=overlap)
 
 
 def correction_kind(config: Config) -> str:

@@ -13,6 +13,7 @@ from cluster.config.schema import Config
 
 
 def schedule_problems(config: Config) -> Iterator[Problem]:
+    yield from _autoscale(config)
     schedule, path = config.rollout.schedule, "rollout.schedule"
     if schedule.kind != "asynchronous" and schedule.max_staleness is not None:
         bound = {"synchronous": 0, "one_step_off": 1}[schedule.kind]
@@ -42,3 +43,20 @@ def schedule_problems(config: Config) -> Iterator[Problem]:
             f"must be less than the run's {config.steps} steps, or nothing ever waits for new weights, got "
             f"{max_staleness(config)}",
         )
+
+
+def _autoscale(config: Config) -> Iterator[Problem]:
+    scale, workers, path = config.rollout.autoscale, config.rollout.workers, "rollout.autoscale"
+    if scale is None:
+        return
+    if scale.min > scale.max:
+        yield Problem(f"{path}.min", f"must be at most max ({scale.max}), got {scale.min}")
+    elif not scale.min <= workers <= scale.max:
+        yield Problem("rollout.workers", f"is where it begins: give {scale.min} to {scale.max}, got {workers}")
+    if config.rollout.schedule.kind == "synchronous" and scale.target_idle == 0.0:
+        yield Problem(
+            f"{path}.target_idle",
+            "where generating and learning take turns the learner always waits: give a share above 0, got 0",
+        )
+    if config.deterministic:
+        yield Problem(path, "deterministic runs depend on no timing, and this decides by it; remove one")

@@ -106,6 +106,19 @@ class Schedule(Section):
     """Of asynchronous: weight versions between a prompt's admission and its training, at most; default 1."""
 
 
+class Autoscale(Section):
+    """Workers come and go by themselves, so that the learner waits for as little of a step as is asked for."""
+
+    min: Count = 1
+    max: Count
+    target_idle: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of a step that the learner may wait for samples."""
+    cost: NonNegative = 0.0
+    """What a worker costs where the learner group costs 1: none is added that costs more than the waiting it ends."""
+    cooldown_s: Seconds = 30.0
+    """Between two decisions; longer than an engine takes to start."""
+
+
 class Rollout(Section):
     """The rollout pool."""
 
@@ -115,6 +128,8 @@ class Rollout(Section):
     prompts_per_step: Count = 8
     sampling: Sampling = Sampling()
     schedule: Schedule = Schedule()
+    autoscale: Autoscale | None = None
+    """None: as many as `workers`, until someone scales the run."""
     max_num_seqs: Count = 64
     kv_cache_gb: Positive = 1.0
     """On CPU. On a GPU the engine takes `gpu_memory_utilization` of it."""

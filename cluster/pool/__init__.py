@@ -3,9 +3,3 @@
 Deciding (dispatch.py, admission.py, autoscale.py, member.py) is pure and apart from doing (core.py); Ray is behind
 `RolloutHandle` (cluster/workers/rollout.py).
 """
-
-from cluster.pool.handle import RolloutHandle
-from cluster.pool.pool import RolloutPool
-from cluster.pool.ticket import Finished, Ticket
-
-__all__ = ["Finished", "RolloutHandle", "RolloutPool", "Ticket"]

@@ -21,6 +21,9 @@ from cluster.pool.member import Member, MemberState
 from cluster.pool.ticket import Finished, Ticket
 from cluster.pool.weights import Weights, within
 
+WATCH_EVERY_S = 1.0
+"""Between two looks at a worker's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
@@ -94,6 +97,20 @@ class Core:
             self._tell("worker", f"{member.name} joined at version {member.version}")
             self.dispatcher.join(member.name)
             self._dispatch()
+            self._spawn(self._watch(member))
+
+    async def _watch(self, member: Member) -> None:
+        """Let the cache's pressure set the member's limit, for as long as it is here."""
+        while member.state is MemberState.HEALTHY:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                pulse = await within(member.handle.pulse(), self._deadlines.weights_s, f"asking {member.name}")
+            except RunFailed as error:  # fault boundary: whoever waits for its work hears of it by that
+                if member.state is MemberState.HEALTHY:
+                    self._tell("worker", str(error))
+                return
+            self.dispatcher.feel(member.name, pulse.pressure)
+            self._dispatch()
 
     async def _prepare(self, member: Member) -> None:
         """From its start to the current weights, proved."""
@@ -118,13 +135,10 @@ class Core:
         self._tell("worker", f"{member.name} left{moved}")
 
     async def pulses(self) -> dict[str, WorkerPulse]:
-        """Of each healthy member; what it says of its cache sets its limit."""
+        """Of each healthy member."""
         members = self.healthy
         asked = asyncio.gather(*(m.handle.pulse() for m in members))
         found = await within(asked, self._deadlines.weights_s, "asking the workers")
-        for member, pulse in zip(members, found, strict=True):
-            self.dispatcher.feel(member.name, pulse.pressure)
-        self._dispatch()
         return {member.name: pulse for member, pulse in zip(members, found, strict=True)}
 
     # --- generating ---

@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class RolloutRole:
 
     async def pulse(self) -> WorkerPulse:
         server = self._server
-        return WorkerPulse(server.tokens_made, server.open, server.pressure, server.seconds)
+        return WorkerPulse(server.tokens_made, server.open, server.pressure, replace(server.seconds))
 
     def close(self) -> None:
         self._server.close()

@@ -110,6 +110,16 @@ def test_no_prefix_cached_under_old_weights_is_used_under_new_ones(pair):
     assert generate(pair.live, count=2) == expected
 
 
+def test_a_request_that_comes_between_two_versions_is_made_by_the_new_one_alone(pair):
+    expected = generate(pair.fresh)
+    pair.live.start_update()
+    add(pair.live)
+    for bucket in pair.buckets[1]:
+        pair.live.load_bucket(bucket)
+    pair.live.finish_update()
+    assert finish(pair.live) == expected
+
+
 def test_running_requests_go_on_over_an_update_of_the_same_weights_as_if_there_was_none(pair):
     expected = generate(pair.live)
     add(pair.live)

@@ -14,8 +14,8 @@ import pytest
 
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.errors import RunFailed, UserError
-from cluster.pool import RolloutPool
 from cluster.pool.core import Deadlines
+from cluster.pool.pool import RolloutPool
 from tests.fixtures.local_rollout import PLAIN, LocalRollout, local_start
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.unit.test_rollout import buckets_of

@@ -231,6 +231,22 @@ def test_open_generations_wait_through_a_publish_and_go_on_under_the_new_version
     assert worker.result(generation)[0].sample(2).spans == ((0, 0), (1, 1))
 
 
+def test_what_comes_between_two_versions_waits_for_the_next_unless_it_wants_another():
+    worker = serving_worker(ScriptedEngine(SCRIPT))
+    buckets, version = buckets_of(1.0, 1)
+    worker.begin_publish(1)
+    with pytest.raises(WrongVersion, match="the worker is receiving"):
+        worker.submit(PROMPTS, TWO_EACH, 0)
+    generation = worker.submit(PROMPTS, TWO_EACH)
+    for bucket in buckets:
+        worker.receive(bucket)
+    worker.finish_publish(version)
+    worker.admit(version)
+    while not generation.done:
+        worker.pump()
+    assert {s.spans for s in worker.result(generation)[0]} == {((0, 1),)}
+
+
 def test_a_prompt_that_the_engine_refuses_leaves_no_request_of_its_call(monkeypatch):
     engine = ScriptedEngine(SCRIPT)
     worker = serving_worker(engine)

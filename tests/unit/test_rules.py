@@ -498,6 +498,29 @@ def test_a_schedule_that_cannot_run_ahead_is_refused(overrides, expected):
     assert expected in problems(GRPO, *overrides)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["rollout.autoscale={min: 3, max: 2}"], "rollout.autoscale.min: must be at most max (2), got 3"),
+        (
+            ["rollout.autoscale={min: 2, max: 4}", "rollout.workers=1"],
+            "rollout.workers: is where it begins: give 2 to 4, got 1",
+        ),
+        (
+            ["rollout.autoscale={max: 4, target_idle: 0.0}"],
+            "rollout.autoscale.target_idle: where generating and learning take turns the learner always waits: give a "
+            "share above 0, got 0",
+        ),
+        (
+            ["rollout.autoscale={max: 4}", "deterministic=true"],
+            "rollout.autoscale: deterministic runs depend on no timing, and this decides by it; remove one",
+        ),
+    ],
+)
+def test_an_autoscaler_that_cannot_hold_its_target_is_refused(overrides, expected):
+    assert expected in problems(GRPO, *overrides)
+
+
 def test_a_schedule_that_may_be_stale_corrects_its_samples_unless_told_otherwise():
     assert correction_kind(config(GRPO)) == "none" and max_staleness(config(GRPO)) == 0
     ahead = config(GRPO, AHEAD)
