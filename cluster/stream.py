@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from actors.types import Prompt, SamplingSettings
-from cluster.columns import Samples
 from cluster.errors import RunFailed
 from cluster.pool.admission import Admission
-from cluster.pool.pool import RolloutPool, samples_of
+from cluster.pool.pool import RolloutPool
 from cluster.pool.ticket import Finished
 
 
@@ -67,14 +66,14 @@ class Stream:
             ticket = self._pool.ticket([prompt], self._sampling, recorded=self._recorded)
             self._pool.offer(ticket).add_done_callback(self._news.put)
 
-    def take(self, version: int, count: int) -> Samples:
+    def take(self, version: int, count: int) -> list[Finished]:
         """Wait for so many prompts' samples, and take the oldest."""
         self._hear(block=False)
         while (chosen := self._choose(version, count)) is None:
             self._hear(block=True)
         for group in chosen:
             del self._ended[group]
-        return samples_of([self._tickets.pop(group) for group in chosen])
+        return [self._tickets.pop(group) for group in chosen]
 
     def settle(self) -> None:
         """Wait until nothing is under way: what is being generated ends under the weights that it began with."""

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from actors.generation import RolloutStats
+from actors.probe import PROBE_TOKENS
+from actors.types import SampleBatch
 from cluster.batch import StepBatch, Wave
-from cluster.columns import StepColumns
+from cluster.columns import Ref, StepColumns
 from cluster.config.resolve import max_staleness
 from cluster.errors import RunFailed
 from cluster.inputs import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.admission import Admission
+from cluster.pool.pool import samples_of
+from cluster.pool.ticket import Finished
 from cluster.stream import Stream
+from cluster.workers import get, put
 
 
 class StreamingJob(PolicyGradientJob):
@@ -53,12 +58,23 @@ class StreamingJob(PolicyGradientJob):
         """The oldest samples of as many prompts as the batch lacks, none too old."""
         if batch.flat:
             self.run_ahead(len(batch.flat))
-        samples = self._stream.take(self.state.step, batch.lacking)
-        self.recorded = samples.recorded
+        taken = self._stream.take(self.state.step, batch.lacking)
+        samples = samples_of(taken)
+        self.recorded = self._recorded_of(taken)
         generated = {name: pulse.seconds.generate for name, pulse in self.rollouts.pulses().items()}
         spent = [seconds - self._generated.get(name, 0.0) for name, seconds in generated.items()]
         self._generated = generated
         return Wave(samples, None, sum(spent) / max(1, len(spent)))
+
+    def _recorded_of(self, taken: Sequence[Finished]) -> Ref:
+        """A ticket alone has too few tokens for a probe: those of several, end to end."""
+        refs, tokens = [], 0
+        for finished in taken:
+            refs.append(finished.recorded)
+            tokens += finished.stats.response_tokens
+            if tokens >= PROBE_TOKENS and len(refs) >= self.config.weights.probe_samples:
+                break
+        return put(SampleBatch.concat(get(refs, self.config.rollout.timeout_s, "fetching the recorded samples")))
 
     def settle(self) -> None:
         self._stream.settle()

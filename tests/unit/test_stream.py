@@ -9,6 +9,7 @@ import pytest
 from actors.types import Prompt, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.pool.admission import Admission
+from cluster.pool.pool import samples_of
 from cluster.stream import Stream
 from tests.unit.test_pool import SOON_S, Bench, Gate, every_row, rows_of
 
@@ -64,11 +65,13 @@ def test_batches_are_the_oldest_samples_and_each_prompt_comes_once(bench):
     stream.admit(version=1, admitted=4, dropped=0)
     assert order.admitted[4:] == [(1, 5), (1, 6)]
     second, third = stream.take(1, 2), stream.take(2, 2)
-    taken = [group for samples in (first, second, third) for group in samples.groups]
+    taken = [group for finished in (first, second, third) for group in samples_of(finished).groups]
     assert sorted(taken) == [1, 2, 3, 4, 5, 6] and set(taken[:4]) == {1, 2, 3, 4}
     prompts = [Prompt(id=g, token_ids=(1, 2), group=g) for g in sorted(taken)]
-    assert sorted(row for samples in (first, second, third) for row in rows_of(samples)) == every_row(prompts)
-    assert len(first.recorded) == 1 and stream.under_way == 0
+    assert sorted(row for finished in (first, second, third) for row in rows_of(samples_of(finished))) == every_row(
+        prompts
+    )
+    assert all(len(finished.recorded) == 1 for finished in first) and stream.under_way == 0
 
 
 def test_a_bound_of_none_admits_a_batch_at_a_time(bench):
@@ -92,7 +95,7 @@ def test_settling_waits_for_what_is_under_way_and_leaves_it_for_the_next_step(be
     assert settled.is_alive() and stream.under_way == 4
     gate.open(100)
     settled.join(SOON_S)
-    assert stream.under_way == 0 and len(stream.take(0, 2).groups) == 2
+    assert stream.under_way == 0 and len(stream.take(0, 2)) == 2
 
 
 def test_a_step_waits_for_what_would_be_too_old_after_it(bench):
@@ -121,7 +124,7 @@ def test_what_no_step_can_train_in_time_is_dropped_and_said(bench):
     stream.settle()
     stream.send(2, [Prompt(id=g, token_ids=(1, 2), group=g) for g in (4, 5)])
     stream.settle()
-    assert sorted(stream.take(2, 2).groups) == [4, 5]
+    assert sorted(f.ticket.groups[0] for f in stream.take(2, 2)) == [4, 5]
     assert dropped == [([1, 2, 3], "stale")]
 
 
