@@ -46,6 +46,7 @@ class OnlineJob(Job):
     """Workers and verbs of one online run. `details`: the samples of the last update that are kept for people."""
 
     details: tuple[TokenDetails, ...] = ()
+    _begun = False
 
     def start_workers(self, placement: Placement, reward_specs: Sequence[Any], base: Path) -> None:
         """Ask Ray for every worker at once; they import and load while the driver reads the data."""
@@ -112,6 +113,7 @@ class OnlineJob(Job):
             self._resume(commit)
         else:
             self.ledger.clear()
+        self._begun = True
 
     def _first_probe(self) -> Any:
         """Short responses to some prompts, enough to measure the engines against the learner."""
@@ -123,7 +125,8 @@ class OnlineJob(Job):
 
     def _tell_of_workers(self, kind: str, text: str) -> None:
         self.events.write(kind, text)
-        self.console.event(text)
+        if self._begun:  # the workers of the start are expected
+            self.console.event(text)
 
     def _resume(self, commit: Path) -> None:
         fresh = self.state.fresh_mismatch

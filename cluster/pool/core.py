@@ -10,6 +10,7 @@ traffic only then. Left out: threads (pool.py), who gets what (dispatch.py), Ray
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +80,7 @@ class Core:
     def _new_member(self) -> Member:
         name = f"rollout-{self._made}"
         self._made += 1
-        member = self.members[name] = Member(name, self._start(name))
+        member = self.members[name] = Member(name, self._start(name), asked_at=time.monotonic())
         return member
 
     async def _join(self, member: Member) -> None:
@@ -94,7 +95,9 @@ class Core:
             return  # it was asked to leave before it had joined
         if member.state is MemberState.JOINING:
             member.move(MemberState.HEALTHY)
-            self._tell("worker", f"{member.name} joined at version {member.version}")
+            engine_s, proof_s = member.engine_at - member.asked_at, time.monotonic() - member.engine_at
+            took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"
+            self._tell("worker", f"{member.name} joined at version {member.version} ({took})")
             self.dispatcher.join(member.name)
             self._dispatch()
             self._spawn(self._watch(member))
@@ -119,6 +122,7 @@ class Core:
             self._identity = identity
         elif other := _differences(self._identity, identity):
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
+        member.engine_at = time.monotonic()
         await self.weights.bring_up_to_date(member)
 
     async def _leave(self, member: Member) -> None:

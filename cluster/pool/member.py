@@ -37,13 +37,16 @@ ENDS = frozenset({S.DEAD, S.RETIRED})
 
 @dataclass(slots=True)
 class Member:
-    """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. work: tickets it has."""
+    """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. work: tickets it has.
+    asked_at, engine_at: when it was asked for, and when its engine ran, on the clock of time.monotonic."""
 
     name: str
     handle: RolloutHandle
     state: MemberState = MemberState.JOINING
     version: int | None = None
     work: dict[int, Ticket] = field(default_factory=dict)
+    asked_at: float = 0.0
+    engine_at: float | None = None
 
     def move(self, state: MemberState) -> None:
         """ValueError for a state that does not follow the present one: a bug, never weather."""

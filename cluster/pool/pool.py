@@ -60,6 +60,11 @@ class RolloutPool:
         """(name, state, version) of every worker there ever was, in order."""
         return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._core.members.values()])
 
+    def ready_at(self) -> dict[str, float]:
+        """When each worker's engine ran, on the clock of time.monotonic."""
+        members = self._soon(lambda: list(self._core.members.values()))
+        return {m.name: m.engine_at for m in members if m.engine_at is not None}
+
     def pulses(self) -> dict[str, WorkerPulse]:
         """How every healthy worker is doing."""
         return self._ask(self._core.pulses(), "asking the workers")
@@ -153,12 +158,21 @@ class RolloutPool:
         if self._closed:
             return
         self._closed = True
-        self._ask(self._core.close(), "closing the pool")
+        self._ask(self._finish(), "closing the pool")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     # --- the loop's thread ---
+
+    async def _finish(self) -> None:
+        """End the workers, and whatever still waits for them: it is cancelled, and has nobody left to tell."""
+        await self._core.close()
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        if waiting:
+            await asyncio.wait(waiting)
 
     def _soon(self, verb: Callable[[], T]) -> T:
         """Run `verb` on the loop and wait for it: an instant."""

@@ -1,0 +1,156 @@
+"""Asynchronous against synchronous on long-tailed lengths: the real pool, dispatch, admission and stream; simulated
+latencies.
+
+Engines whose decode step takes a fixed time whatever runs in it (as a GPU's does while it is not full), response
+lengths log-normal, and a learner that is a sleep. Bubbles b are the learner's idle share of a step. The bound of what
+asynchrony can give is the ratio of the learner's busy shares, (1 - b_async) / (1 - b_sync), with b_async from the work
+alone: no step is shorter than the learner's own time, nor than its batch's longest sequence over the steps that it may
+take. The work is the same in all runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.engine import Request, StepOutput
+from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings
+from bench.common import table
+from cluster.pool.admission import Admission
+from cluster.pool.core import Deadlines
+from cluster.pool.pool import RolloutPool
+from cluster.stream import Stream
+from tests.fixtures.local_rollout import local_start
+
+WORKERS, BATCH, SAMPLES, STEPS = 4, 16, 4, 12
+BOUNDS = (1, 2, 4)
+"""Of staleness, in versions."""
+STEP_S, LEARN_S = 0.004, 0.8
+MEDIAN, SIGMA, LONGEST = 100, 0.8, 600
+
+
+def length(group: int, index: int) -> int:
+    rng = np.random.default_rng([group, index])
+    return int(min(LONGEST, MEDIAN * np.exp(SIGMA * rng.standard_normal())) + 1)
+
+
+class SlowEngine:
+    """One token of every running request in STEP_S; a request ends at its own length."""
+
+    def __init__(self) -> None:
+        self._left: dict[str, int] = {}
+
+    def add_request(self, request: Request) -> None:
+        group, index, _ = request.id.split("/")
+        self._left[request.id] = length(int(group), int(index)) - request.made
+
+    def step(self) -> list[StepOutput]:
+        time.sleep(STEP_S)
+        outputs = []
+        for request_id in list(self._left):
+            self._left[request_id] -= 1
+            done = self._left[request_id] <= 0
+            if done:
+                del self._left[request_id]
+            outputs.append(StepOutput(request_id, (1,), (-1.0,), FinishReason.STOP if done else None))
+        return outputs
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._left.pop(request_id, None)
+
+    def pressure(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        self._left = {}
+
+
+def pool_of() -> RolloutPool:
+    pool = RolloutPool(
+        local_start(lambda name: SlowEngine(), {}),
+        WORKERS,
+        put=lambda value: value,
+        sequences=64,
+        deadlines=Deadlines(60.0, 600.0, 60.0),
+    )
+    pool.adopt(PolicyVersion(0, "disk"))
+    return pool
+
+
+SAMPLING = SamplingSettings(max_tokens=LONGEST + 1, samples_per_prompt=SAMPLES)
+
+
+def prompts(first: int, count: int) -> list[Prompt]:
+    return [Prompt(id=g, token_ids=(1,), group=g) for g in range(first, first + count)]
+
+
+def synchronous() -> float:
+    """Seconds a step: generate a batch, learn from it."""
+    pool = pool_of()
+    began = time.monotonic()
+    for step in range(STEPS):
+        pool.generate(prompts(step * BATCH, BATCH), SAMPLING, 0)
+        time.sleep(LEARN_S)
+    took = time.monotonic() - began
+    pool.close()
+    return took / STEPS
+
+
+def asynchronous(staleness: int) -> tuple[float, float]:
+    """(seconds a step, the learner's idle share), without the first steps, in which the pipe fills."""
+    pool, admitted = pool_of(), [0]
+
+    def more(version: int, count: int) -> list[Prompt]:
+        admitted[0] += count
+        return prompts(admitted[0] - count, count)
+
+    stream = Stream(
+        pool,
+        Admission(BATCH, staleness),
+        SAMPLING,
+        next_prompts=more,
+        drop=lambda groups, reason: None,
+        recorded=0,
+        timeout_s=600.0,
+    )
+    fill, waited = staleness + 1, 0.0
+    for step in range(STEPS + fill):
+        if step == fill:
+            began, waited = time.monotonic(), 0.0
+        stream.admit(version=step, admitted=admitted[0], dropped=0)
+        asked = time.monotonic()
+        stream.take(step, BATCH)
+        waited += time.monotonic() - asked
+        time.sleep(LEARN_S)
+    took = time.monotonic() - began
+    pool.close()
+    return took / STEPS, waited / took
+
+
+def main() -> None:
+    sync_s = synchronous()
+    rows = [["synchronous", sync_s, 1.0, 1.0, 1 - LEARN_S / sync_s, ""]]
+    for staleness in BOUNDS:
+        async_s, idle = asynchronous(staleness)
+        # No step is shorter than the learner's own time, nor lets a batch's longest sequence be older than the bound.
+        shortest = max(LEARN_S, longest_s() / (staleness + 1))
+        gain, bound = sync_s / async_s, sync_s / shortest
+        rows.append([f"asynchronous, at most {staleness} versions old", async_s, gain, bound, idle, gain / bound])
+    table(
+        f"{WORKERS} simulated workers, {BATCH} x {SAMPLES} samples a step, log-normal lengths, the learner {LEARN_S} s",
+        ["schedule", "s a step", "speed-up", "bound", "learner idle", "share of the bound"],
+        rows,
+    )
+
+
+def longest_s() -> float:
+    """Mean over batches of the time that their longest sequence takes."""
+    batches = [range(step * BATCH, (step + 1) * BATCH) for step in range(STEPS)]
+    return STEP_S * float(np.mean([max(length(g, i) for g in batch for i in range(SAMPLES)) for batch in batches]))
+
+
+if __name__ == "__main__":
+    main()
