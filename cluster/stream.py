@@ -3,8 +3,8 @@
 In: a job's pool, order and ledger. Out: a step's samples, the oldest first, none older than the bound. Who waits for
 whom: `take` waits for the pool; the pool waits for nobody and runs dry when admission (pool/admission.py) stops it,
 until the next `admit`. Example: bound 1, batches of 4: 8 prompts are under way, the step takes 4 of them, and after it
-4 more are sent while the others go on. Left out: the order of a step (one_step_off.py,
-asynchronous.py), what a member of the pool does.
+4 more are sent while the others go on. Left out: the order of a step (one_step_off.py, asynchronous.py), what a member
+of the pool does.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from concurrent.futures import Future
 
 from actors.types import Prompt, SamplingSettings
 from cluster.errors import RunFailed
-from cluster.pool.admission import Admission
+from cluster.pool.admission import Admission, Backlog
 from cluster.pool.pool import RolloutPool
 from cluster.pool.ticket import Finished
 
 
 class Stream:
     """next_prompts: (version, count) -> the next prompts of the order, admitted in the ledger. drop: (groups, reason)
-    for those that no step can train in time. admitted, dropped: prompts so far, of which those in `again` were admitted
-    before a resume and are generated once more."""
+    for those that no step can train in time."""
 
     def __init__(
         self,
@@ -43,15 +42,14 @@ class Stream:
         self._drop = drop
         self._recorded = recorded
         self._timeout_s = timeout_s
-        self._open: dict[int, int] = {}
-        self._ended: dict[int, int] = {}
+        self._backlog = Backlog(rule)
         self._tickets: dict[int, Finished] = {}
         self._news: queue.SimpleQueue[Future[Finished]] = queue.SimpleQueue()
 
     @property
     def under_way(self) -> int:
         """Prompts that are being generated, or wait for a worker."""
-        return len(self._open)
+        return self._backlog.open
 
     def admit(self, *, version: int, admitted: int, dropped: int) -> None:
         """Send as many prompts to the pool as their samples can still be in time."""
@@ -62,7 +60,7 @@ class Stream:
     def send(self, version: int, prompts: Sequence[Prompt]) -> None:
         """A ticket a prompt: each goes to whoever has the least before it, and ends by itself."""
         for prompt in prompts:
-            self._open[prompt.group] = version
+            self._backlog.admit(prompt.group, version)
             ticket = self._pool.ticket([prompt], self._sampling, recorded=self._recorded)
             self._pool.offer(ticket).add_done_callback(self._news.put)
 
@@ -71,30 +69,29 @@ class Stream:
         self._hear(block=False)
         while (chosen := self._choose(version, count)) is None:
             self._hear(block=True)
-        for group in chosen:
-            del self._ended[group]
         return [self._tickets.pop(group) for group in chosen]
 
     def settle(self) -> None:
         """Wait until nothing is under way: what is being generated ends under the weights that it began with."""
-        while self._open:
+        while self._backlog.open:
             self._hear(block=True)
 
     def _choose(self, version: int, count: int) -> list[int] | None:
-        chosen = self._rule.choose(version=version, finished=self._ended, open_=self._open, count=count)
-        if chosen is not None or self._open:
+        backlog = self._backlog
+        chosen = backlog.take(version, count)
+        if chosen is not None or backlog.open:
             return chosen
         # Nothing more will end by itself: steps that trained fewer prompts than they admitted left too many behind.
-        late = [group for group, admitted in self._ended.items() if version - admitted > self._rule.max_staleness]
+        late = backlog.take_late(version)
         for group in late:
-            del self._ended[group], self._tickets[group]
+            del self._tickets[group]
         self._drop(late, "stale")
-        if len(self._ended) < count:
+        if backlog.ended < count:
             raise RunFailed(
-                f"{len(self._ended)} prompts are ready, the step needs {count} and no more may be admitted; raise "
+                f"{backlog.ended} prompts are ready, the step needs {count} and no more may be admitted; raise "
                 "rollout.schedule.max_staleness"
             )
-        return sorted(self._ended, key=lambda group: (self._ended[group], group))[:count]
+        return backlog.take_oldest(count)
 
     def _hear(self, block: bool) -> None:
         """What has ended since the last look; with block, at least one that does."""
@@ -104,6 +101,6 @@ class Stream:
             except queue.Empty as error:
                 raise RunFailed(f"generating: no prompt's samples ended within {self._timeout_s:g} s") from error
             for group in finished.ticket.groups:
-                self._ended[group] = self._open.pop(group)
+                self._backlog.end(group)
                 self._tickets[group] = finished
             block = False

@@ -15,7 +15,6 @@ waits for the other 4 of version 0, whoever else has ended. S = 0 is the synchro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,21 +29,74 @@ class Admission:
         """Prompts that may be admitted now. version: steps done. admitted, dropped: since the first step."""
         return max(0, (version + self.max_staleness + 1) * self.batch - (admitted - dropped))
 
-    def choose(
-        self, *, version: int, finished: Mapping[int, int], open_: Mapping[int, int], count: int | None = None
-    ) -> list[int] | None:
-        """The groups of this step's batch, the oldest that have ended; None while there are too few, or while taking
-        them would leave more old ones than the coming steps can train in time. finished, open_: the version that each
-        group was admitted at, by group. count: how many the step still lacks, default the whole batch."""
-        count = self.batch if count is None else count
-        if len(finished) < count:
+
+class Backlog:
+    """The prompts, by group, that are under way or have ended, each with the version that it was admitted at. What a
+    call costs depends on the bound and the batch, not on how many prompts there are."""
+
+    def __init__(self, rule: Admission) -> None:
+        self.rule = rule
+        self._open: dict[int, int] = {}
+        self._open_at: Counter[int] = Counter()
+        self._ended: dict[int, set[int]] = {}
+        self.ended = 0
+
+    @property
+    def open(self) -> int:
+        return len(self._open)
+
+    def admit(self, group: int, version: int) -> None:
+        self._open[group] = version
+        self._open_at[version] += 1
+
+    def end(self, group: int) -> None:
+        """All its samples are whole."""
+        version = self._open.pop(group)
+        self._open_at[version] -= 1
+        self._ended.setdefault(version, set()).add(group)
+        self.ended += 1
+
+    def drop(self, group: int) -> None:
+        """It is under way no longer and will not be trained."""
+        self._open_at[self._open.pop(group)] -= 1
+
+    def take(self, version: int, count: int) -> list[int] | None:
+        """The oldest `count` that have ended, removed; None while there are too few, or while taking them would leave
+        more old ones than the coming steps can train in time."""
+        if self.ended < count:
             return None
-        order = sorted(finished, key=lambda group: (finished[group], group))
-        chosen, left = order[:count], [finished[group] for group in order[count:]]
-        older = 0
-        for admitted, count in sorted(Counter([*left, *open_.values()]).items()):
-            older += count
+        plan, lacking, older = {}, count, 0
+        for admitted in sorted({*self._ended, *(v for v, n in self._open_at.items() if n)}):
+            here = len(self._ended.get(admitted, ()))
+            plan[admitted] = min(here, lacking)
+            lacking -= plan[admitted]
+            older += here - plan[admitted] + self._open_at[admitted]
             # These must be trained in the steps after this one, up to `admitted + max_staleness`.
-            if older > (admitted + self.max_staleness - version) * self.batch:
+            if older > max(0, admitted + self.rule.max_staleness - version) * self.rule.batch:
                 return None
+        return self._remove(plan)
+
+    def take_late(self, version: int) -> list[int]:
+        """Those that have ended and are too old for the step at `version`, removed."""
+        late = [v for v in self._ended if version - v > self.rule.max_staleness]
+        return self._remove({v: len(self._ended[v]) for v in late})
+
+    def take_oldest(self, count: int) -> list[int]:
+        """The oldest that have ended, whatever that leaves behind."""
+        plan = {}
+        for admitted in sorted(self._ended):
+            plan[admitted] = min(len(self._ended[admitted]), count)
+            count -= plan[admitted]
+        return self._remove(plan)
+
+    def _remove(self, plan: dict[int, int]) -> list[int]:
+        chosen: list[int] = []
+        for admitted in sorted(plan):
+            mine = sorted(self._ended.get(admitted, ()))[: plan[admitted]]
+            if mine:
+                self._ended[admitted].difference_update(mine)
+                if not self._ended[admitted]:
+                    del self._ended[admitted]
+            chosen += mine
+        self.ended -= len(chosen)
         return chosen

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.types import SamplingSettings
-from cluster.pool.admission import Admission
+from cluster.pool.admission import Admission, Backlog
 from cluster.pool.dispatch import Dispatcher
 from cluster.pool.member import FOLLOWS, Member, MemberState
 from cluster.pool.ticket import Ticket
@@ -149,34 +149,62 @@ def test_capacity_is_a_batch_for_every_version_and_one_for_each_that_a_sample_ma
     assert Admission(4, 0).room(version=2, admitted=8, dropped=0) == 4, "synchronous: the next batch, nothing ahead"
 
 
+def backlog(ended: dict[int, int], open_: dict[int, int], rule: Admission = FOUR) -> Backlog:
+    """group: version that it was admitted at."""
+    made = Backlog(rule)
+    for group, version in (ended | open_).items():
+        made.admit(group, version)
+    for group in ended:
+        made.end(group)
+    return made
+
+
 def test_a_batch_is_the_oldest_of_what_has_ended_and_waits_for_what_is_due():
-    finished = {5: 0, 1: 0, 9: 1, 2: 0, 8: 1}
-    assert FOUR.choose(version=0, finished=finished, open_={0: 0}) == [1, 2, 5, 8]
-    assert FOUR.choose(version=1, finished=finished, open_={0: 0}) is None, "group 0, of version 0, must be among them"
-    assert FOUR.choose(version=1, finished=finished | {0: 0}, open_={7: 1}) == [0, 1, 2, 5]
-    assert FOUR.choose(version=0, finished={1: 0, 2: 0, 3: 0}, open_={}) is None, "three are not a batch"
+    ended = {5: 0, 1: 0, 9: 1, 2: 0, 8: 1}
+    first = backlog(ended, {0: 0})
+    assert first.take(0, 4) == [1, 2, 5, 8] and (first.ended, first.open) == (1, 1)
+    assert backlog(ended, {0: 0}).take(1, 4) is None, "group 0, of version 0, must be among them"
+    assert backlog(ended | {0: 0}, {7: 1}).take(1, 4) == [0, 1, 2, 5]
+    assert backlog({1: 0, 2: 0, 3: 0}, {}).take(0, 4) is None, "three are not a batch"
+
+
+def test_a_step_waits_when_two_that_are_not_due_yet_could_not_both_be_in_time_later():
+    """One a step, two versions old at most: 1 and 2, of version 0, need the steps at versions 1 and 2 both."""
+    one = Admission(batch=1, max_staleness=2)
+    assert backlog({3: 1}, {1: 0, 2: 0}, one).take(1, 1) is None
+    assert backlog({1: 0, 3: 1}, {2: 0}, one).take(1, 1) == [1]
+
+
+def test_what_is_dropped_is_waited_for_no_longer_and_what_is_late_is_given_out_apart():
+    kept = backlog({1: 1, 2: 1, 3: 1, 4: 1}, {0: 0})
+    assert kept.take(1, 4) is None
+    kept.drop(0)
+    assert kept.take(1, 4) == [1, 2, 3, 4]
+    late = backlog({1: 0, 2: 0, 3: 2}, {})
+    assert late.take_late(2) == [1, 2] and late.take_oldest(4) == [3] and late.ended == 0
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(1, 30), st.floats(0, 0.3), st.randoms(use_true_random=False))
 def test_no_sample_is_older_than_the_bound_and_the_learner_never_starves(batch, bound, steps, drop, random):
     """Groups end in any order, some are dropped; every step finds a batch once all that is open has ended."""
     rule, version, dropped, made = Admission(batch, bound), 0, 0, 0
-    open_, finished = {}, {}
+    pending, admitted_at, found = [], {}, Backlog(rule)
     while version < steps:
         for _ in range(rule.room(version=version, admitted=made, dropped=dropped)):
-            open_[made] = version
+            found.admit(made, version)
+            admitted_at[made] = version
+            pending.append(made)
             made += 1
-        chosen = rule.choose(version=version, finished=finished, open_=open_)
+        chosen = found.take(version, batch)
         if chosen is None:
-            assert open_, "nothing is under way and there is no batch: the learner would wait for ever"
-            group = random.choice(sorted(open_))
-            admitted = open_.pop(group)
+            assert pending, "nothing is under way and there is no batch: the learner would wait for ever"
+            group = pending.pop(random.randrange(len(pending)))
             if random.random() < drop:
                 dropped += 1
+                found.drop(group)
             else:
-                finished[group] = admitted
+                found.end(group)
             continue
         assert len(chosen) == batch
-        for group in chosen:
-            assert version - finished.pop(group) <= bound
+        assert all(version - admitted_at[group] <= bound for group in chosen)
         version += 1

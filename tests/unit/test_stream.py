@@ -106,8 +106,9 @@ def test_a_step_waits_for_what_would_be_too_old_after_it(bench):
     stream.send(0, [Prompt(id=1, token_ids=(1, 2), group=1)])
     assert gate.reached.acquire(timeout=SOON_S)
     found: list = []
-    stream._ended |= {8: 1, 9: 1}
-    stream._tickets |= {8: None, 9: None}
+    for group in (8, 9):
+        stream._backlog.admit(group, 1)
+        stream._backlog.end(group)
     taker = threading.Thread(target=lambda: found.append(stream._choose(1, 2)))
     taker.start()
     taker.join(SOON_S)
