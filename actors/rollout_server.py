@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from actors.generation import Generation, RolloutStats
 from actors.rollout import RolloutWorker
+from actors.spans import SpanLog
 from actors.types import Prompt, SampleBatch, SamplingSettings
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class RolloutServer:
         self._calls: queue.SimpleQueue[Callable[[RolloutWorker], None] | None] = queue.SimpleQueue()
         self._open: dict[int, tuple[Generation, Future[Result]]] = {}
         self.seconds = RolloutSeconds()
+        self.spans = SpanLog(clock)
         built: Future[RolloutWorker] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, built), name=name, daemon=True)
         self._thread.start()
@@ -163,6 +165,7 @@ class RolloutServer:
     def _count(self, what: str, began: float) -> float:
         now = self._clock()
         setattr(self.seconds, what, getattr(self.seconds, what) + now - began)
+        self.spans.add(what, began, now)
         return now
 
 

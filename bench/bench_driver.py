@@ -1,7 +1,7 @@
 """What the driver's own code costs a sample, with 1 worker and with 1,024: dispatch, admission, the backlog.
 
-The discrete-event twin (cluster/simulate) runs the real code against simulated workers; only the driver's part is on the
-real clock. A million samples in all with 1,024 workers. Ray's calls are not in it: a ticket is one call.
+The discrete-event twin (cluster/simulate) runs the real code against simulated workers; only the driver's part is on
+the real clock. A million samples in all with 1,024 workers. Ray's calls are not in it: a ticket is one call.
 """
 
 from __future__ import annotations

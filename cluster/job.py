@@ -21,6 +21,7 @@ from cluster.run.evaluation import mean_interval
 from cluster.run.ledger import Ledger
 from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
 from cluster.run.state import DriverState
+from cluster.run.timeline import Timeline
 from cluster.workers import LearnerGroup
 from learners.method import UpdateResult
 
@@ -44,6 +45,7 @@ class Job:
         self.console = console
         self.model_path = model_path
         self.ledger = Ledger(directory.ledger_file)
+        self.timeline = Timeline(directory)
         self.state = DriverState()
         self.learner: LearnerGroup | None = None
         self.stop_reason: str | None = None
@@ -66,7 +68,8 @@ class Job:
         """Count the seconds of the block under `time/<name>_s`."""
         self.console.phase(name)
         began = time.monotonic()
-        yield
+        with self.timeline.span(name):
+            yield
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
     def role(self, role: str, phase: str, seconds: float) -> None:
@@ -95,6 +98,7 @@ class Job:
         self.state.step = step
 
     def write_row(self, step: int) -> None:
+        self.timeline.write(step)
         self.console.step(self.metrics.write(step, {name: float(value) for name, value in self._row.items()}))
 
     # --- updates ---

@@ -136,6 +136,7 @@ class OnlineJob(Job):
 
     def finish_step(self, step: int) -> None:
         pulses = self.rollouts.pulses()
+        self.timeline.add(self.rollouts.take_spans())
         spent = self._usage.since_last(pulses)
         self.note(self._usage.shares(spent, len(pulses)))
         super().finish_step(step)

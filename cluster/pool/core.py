@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from actors.spans import Span
 from cluster.errors import RunFailed
 from cluster.pool.dispatch import Dispatcher
 from cluster.pool.handle import RolloutHandle, WorkerIdentity, WorkerPulse
@@ -112,6 +113,7 @@ class Core:
                 if member.state is MemberState.HEALTHY:
                     self._tell("worker", str(error))
                 return
+            member.spans += pulse.spans
             self.dispatcher.feel(member.name, pulse.pressure)
             self._dispatch()
 
@@ -143,7 +145,16 @@ class Core:
         members = self.healthy
         asked = asyncio.gather(*(m.handle.pulse() for m in members))
         found = await within(asked, self._deadlines.weights_s, "asking the workers")
+        for member, pulse in zip(members, found, strict=True):
+            member.spans += pulse.spans
         return {member.name: pulse for member, pulse in zip(members, found, strict=True)}
+
+    def take_spans(self) -> dict[str, list[Span]]:
+        """What every member did since the last call, as far as its pulses have told."""
+        taken = {member.name: member.spans for member in self.members.values() if member.spans}
+        for name in taken:
+            self.members[name].spans = []
+        return taken
 
     # --- generating ---
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from actors.generation import RolloutStats
 from actors.rollout_server import RolloutSeconds
+from actors.spans import Span
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.pool.ticket import Ticket
@@ -40,12 +41,14 @@ class WorkerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPulse:
-    """How a worker is doing. pressure: the share of its cache that running sequences hold. open: tickets under way."""
+    """How a worker is doing. pressure: the share of its cache that running sequences hold. open: tickets under way.
+    spans: what it did since the last pulse, from when to when."""
 
     tokens_made: int
     open: int
     pressure: float
     seconds: RolloutSeconds
+    spans: tuple[Span, ...] = ()
 
 
 class RolloutHandle(Protocol):

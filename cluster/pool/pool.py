@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from actors.spans import Span
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed, UserError
@@ -59,6 +60,10 @@ class RolloutPool:
     def members(self) -> list[tuple[str, str, int | None]]:
         """(name, state, version) of every worker there ever was, in order."""
         return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._core.members.values()])
+
+    def take_spans(self) -> dict[str, list[Span]]:
+        """What every worker did since the last call, by name."""
+        return self._soon(self._core.take_spans)
 
     def ready_at(self) -> dict[str, float]:
         """When each worker's engine ran, on the clock of time.monotonic."""

@@ -79,7 +79,9 @@ class RolloutRole:
 
     async def pulse(self) -> WorkerPulse:
         server = self._server
-        return WorkerPulse(server.tokens_made, server.open, server.pressure, replace(server.seconds))
+        return WorkerPulse(
+            server.tokens_made, server.open, server.pressure, replace(server.seconds), server.spans.take()
+        )
 
     def close(self) -> None:
         self._server.close()

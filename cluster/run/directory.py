@@ -40,6 +40,7 @@ class RunDirectory:
         self.config_file = self.root / "config.yaml"
         self.metrics_file = self.root / "metrics.jsonl"
         self.events_file = self.root / "events.jsonl"
+        self.timeline_file = self.root / "timeline.jsonl"
         self.ledger_file = self.root / "ledger.sqlite"
         self.tracking_file = self.root / "tracking.json"
         self.report_file = self.root / "report.html"
@@ -149,7 +150,7 @@ class RunDirectory:
         """Cut metrics, events and samples back to `step`, the last one that a commit covers (-1 keeps nothing of any
         step). Events without a step stay. Each file is replaced whole, so a crash in between leaves only files that
         the next call cuts again; the report goes too, it would show steps that never counted."""
-        for file in (self.metrics_file, self.events_file):
+        for file in (self.metrics_file, self.events_file, self.timeline_file):
             if file.exists():
                 kept = [line for line, row in _complete_lines(file) if (at := row.get("step")) is None or at <= step]
                 write_atomic(file, "".join(kept))
