@@ -8,6 +8,7 @@ from actors.spans import SpanLog
 from cluster.commands.trace import trace
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
+from cluster.run.report.timeline import strips
 from cluster.run.timeline import Timeline, chrome_trace, read_timeline
 from tests.fixtures.fake_run import make_fake_run
 
@@ -36,6 +37,28 @@ def test_a_step_is_a_line_and_a_resume_cuts_it_back(tmp_path):
     assert [what for what, _, _ in found["driver"]] == ["update"]
     run.truncate_after(1)
     assert read_timeline(run)["rollout-0"] == [("generate", 10.0, 11.5)]
+
+
+def test_a_strip_shows_in_each_column_what_took_the_most_of_it():
+    """600 s in 600 columns of a second; a column that little is told of stays empty."""
+    spans = {
+        "rollout-0": [("generate", 1000.0, 1010.0), ("sync", 1010.0, 1010.4), ("generate", 1010.4, 1020.0)],
+        "driver": [("rollout", 1000.0, 1600.0)],
+        "rollout-1": [("generate", 1100.0, 1100.2)],
+    }
+    events = [
+        {"time": 1100.0, "kind": "worker", "text": "rollout-1 joined"},
+        {"time": 1101.0, "kind": "checkpoint", "text": "committed"},
+        {"time": 900.0, "kind": "worker", "text": "rollout-0 joined"},
+    ]
+    found = strips(spans, events)
+    assert (found["seconds"], found["columns"]) == (600.0, 600)
+    assert [track["name"] for track in found["tracks"]] == ["driver", "rollout-0", "rollout-1"]
+    assert found["tracks"][0]["runs"] == [["rollout", 0, 600]]
+    assert found["tracks"][1]["runs"] == [["generate", 0, 20]], "0.4 s of taking weights is less than half a column"
+    assert found["tracks"][2]["runs"] == []
+    assert found["marks"] == [[100.0, "rollout-1 joined"]]
+    assert strips({}, events) is None
 
 
 def test_a_trace_has_a_thread_each_and_microseconds_from_the_first_span():

@@ -21,8 +21,10 @@ from cluster.run.directory import RunDirectory, write_atomic
 from cluster.run.metrics import Interval, Row, read_events, read_metrics
 from cluster.run.report import data
 from cluster.run.report.excerpt import excerpt
+from cluster.run.report.timeline import strips
+from cluster.run.timeline import read_timeline
 
-SCRIPTS = ("common.js", "charts.js", "times.js", "samples.js", "main.js")
+SCRIPTS = ("common.js", "charts.js", "times.js", "timeline.js", "samples.js", "main.js")
 
 
 def write_report(run: RunDirectory, max_samples: int = 400) -> Path:
@@ -49,6 +51,7 @@ def render(run: RunDirectory, max_samples: int, now: float | None = None) -> str
         "evals": data.eval_names(rows),
         "samples": excerpt(run, max_samples),
         "events": data.latest_events(events),
+        "timeline": strips(read_timeline(run), events),
     }
     return environment.get_template("page.html.j2").render(
         name=config.get("name", run.root.name),

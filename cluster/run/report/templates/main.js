@@ -19,6 +19,7 @@ if (SERIES.steps.length) {
   drawCurves();
   drawTimes();
 }
+drawTimeline();
 buildBrowser();
 drawEvents();
 if (SERIES.every > 1) document.querySelector("#learning h2").append(" ", h("small", null, `every ${SERIES.every}th step is drawn; all are in metrics.jsonl`));
