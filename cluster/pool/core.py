@@ -131,14 +131,21 @@ class Core:
         was = member.state
         member.move(MemberState.DRAINING)
         handed = self.dispatcher.leave(member.name)
+        end, how = MemberState.RETIRED, "left"
         if was is MemberState.HEALTHY:
-            await within(member.handle.interrupt(), self._deadlines.weights_s, f"draining {member.name}")
-            while member.work:  # the interrupted calls come back by themselves
-                await asyncio.sleep(0.005)
+            try:
+                await within(self._drain(member), self._deadlines.weights_s, f"draining {member.name}")
+            except RunFailed as error:  # fault boundary: it ends without having handed on, and its work is done again
+                end, how = MemberState.DEAD, f"was ended ({error})"
         await member.handle.stop()
-        member.move(MemberState.RETIRED)
+        member.move(end)
         moved = f", {len(handed)} tickets handed on" if handed else ""
-        self._tell("worker", f"{member.name} left{moved}")
+        self._tell("worker", f"{member.name} {how}{moved}")
+
+    async def _drain(self, member: Member) -> None:
+        await member.handle.interrupt()
+        while member.work:  # the interrupted calls come back by themselves
+            await asyncio.sleep(0.005)
 
     async def pulses(self) -> dict[str, WorkerPulse]:
         """Of each healthy member."""
@@ -178,8 +185,13 @@ class Core:
         try:
             batch, recorded, stats = await within(member.handle.generate(ticket), self._deadlines.generate_s, what)
         except Exception as error:  # fault boundary: who waits for the ticket hears of it
-            if not end.done():
-                end.set_exception(error)
+            if member.state is MemberState.HEALTHY:
+                if not end.done():
+                    end.set_exception(error)
+                return
+            # Its worker was leaving and did not come to the end of it: others make it again, from what there was.
+            self.dispatcher.offer(ticket, first=True)
+            self._dispatch()
             return
         finally:
             member.work.pop(ticket.number, None)

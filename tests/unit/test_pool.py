@@ -220,6 +220,25 @@ def test_a_leaver_hands_on_its_unfinished_sequences_with_the_tokens_already_made
     assert one.made["rollout-1"].stopped and "rollout-1 left, 3 tickets handed on" in one.told
 
 
+def test_a_leaver_that_dies_first_has_its_work_done_again_by_others(bench):
+    gate = Gate()
+    one = bench(2, gates={"rollout-1": gate}).adopt()
+    ends = [one.pool.offer(one.pool.ticket(PROMPTS[:1], SAMPLING, prefer="rollout-1"))]
+    assert gate.reached.acquire(timeout=SOON_S)
+    ends += [one.pool.offer(one.pool.ticket([p], SAMPLING, prefer="rollout-1")) for p in PROMPTS[1:]]
+    leaver = one.made["rollout-1"]
+    one.until(lambda: leaver.server._calls.qsize() == 5)
+    one.pool.scale(1)
+    one.until(lambda: leaver.server._calls.qsize() == 6)
+    leaver.lost = True
+    gate.open(100)
+    finished = one.pool.wait(ends)
+    samples = sorted((s.group, s.sample_index, s.token_ids.tolist()) for f in finished for s in f.batch)
+    assert samples == every_row(PROMPTS) and {f.member for f in finished} == {"rollout-0"}
+    one.until(lambda: one.states()["rollout-1"][0] == "dead")
+    assert one.told[-1] == ("rollout-1 was ended (draining rollout-1: the worker died (killed)), 6 tickets handed on")
+
+
 def test_one_that_is_asked_to_leave_before_it_has_joined_just_ends(bench):
     one = bench(1).adopt()
     one.prepare = lambda worker: worker.may_start.clear()
