@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.generation import RolloutStats
-from actors.probe import PROBE_TOKENS
+from actors.probe import PROBE_TOKENS, worth_recording
 from actors.types import SampleBatch
 from cluster.batch import StepBatch, Wave
 from cluster.columns import Ref, StepColumns
@@ -67,14 +67,14 @@ class StreamingJob(PolicyGradientJob):
         return Wave(samples, None, sum(spent) / max(1, len(spent)))
 
     def _recorded_of(self, taken: Sequence[Finished]) -> Ref:
-        """A ticket alone has too few tokens for a probe: those of several, end to end."""
+        """A ticket alone has too few tokens for a probe: some of several, end to end."""
         refs, tokens = [], 0
         for finished in taken:
-            refs.append(finished.recorded)
-            tokens += finished.stats.response_tokens
-            if tokens >= PROBE_TOKENS and len(refs) >= self.config.weights.probe_samples:
-                break
-        return put(SampleBatch.concat(get(refs, self.config.rollout.timeout_s, "fetching the recorded samples")))
+            if tokens < PROBE_TOKENS:
+                refs.append(finished.recorded)
+                tokens += finished.stats.response_tokens
+        batch = SampleBatch.concat(get(refs, self.config.rollout.timeout_s, "fetching the recorded samples"))
+        return put(batch.take(worth_recording(batch, self.config.weights.probe_samples)))
 
     def settle(self) -> None:
         self._stream.settle()

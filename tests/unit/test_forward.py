@@ -232,8 +232,10 @@ def test_a_bound_is_carried_to_tokens_in_more_doubt_and_never_lowered():
     assert Mismatch(0.0, 0.5).bound(2.0, 0.5, 1e-4) == 1e-4
 
 
-def test_a_probe_takes_rows_until_it_has_the_tokens_that_a_mean_needs():
-    batch = random_batch(0, [3], [[100] * 10])
-    assert worth_recording(batch, 2) == [0, 1, 2, 3, 4, 5], "600 tokens are the first above 512"
-    assert worth_recording(batch, 8) == list(range(8))
-    assert worth_recording(batch, 50) == list(range(10))
+def test_a_probe_takes_rows_until_their_tokens_are_doubtful_enough_for_a_mean():
+    batch = random_batch(0, [3], [[100] * 20])
+    even = dataclasses.replace(batch, logprobs=np.full(2000, np.log(0.9), np.float32))
+    assert worth_recording(even, 2) == [0, 1, 2, 3], "ten in doubt a row: the fourth row passes 32"
+    assert worth_recording(even, 8) == list(range(8)) and worth_recording(even, 50) == list(range(20))
+    sure = dataclasses.replace(batch, logprobs=np.zeros(2000, np.float32))
+    assert worth_recording(sure, 2) == list(range(11)), "no doubt at all: given up at 1,024 tokens"
