@@ -246,6 +246,7 @@ class OnlineJob(Job):
         self.note(
             {
                 "response/length_mean": stats.length_mean,
+                "response/length_max": float(stats.length_max),
                 "response/truncated": stats.truncated / max(1, stats.samples),
                 "throughput/tokens_per_s": stats.response_tokens / max(1e-9, seconds),
                 "staleness/mean": 0.0,

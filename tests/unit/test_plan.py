@@ -1,0 +1,92 @@
+"""A plan from a run: times that were put in are found again, and the forecast is the step that they make."""
+
+import numpy as np
+import pytest
+
+from cluster.commands.plan import plan
+from cluster.errors import UserError
+from cluster.run.directory import RunDirectory
+from cluster.run.metrics import MetricsWriter, read_metrics
+from cluster.run.samples import read_samples, write_samples
+from cluster.simulate.fit import groups_of, measure
+from cluster.simulate.run import simulate
+from tests.fixtures.configs import GRPO, config
+from tests.fixtures.fake_run import make_fake_run
+
+BASE, EACH, FIXED, TOKEN, PUBLISH = 0.02, 0.001, 0.5, 0.002, 0.7
+"""Seconds: of a decode step, of a token in it; of an update, of a token in it; of a publish."""
+SAMPLES, BATCH = 4, 8
+
+
+def the_config():
+    sizes = [f"rollout.prompts_per_step={BATCH}", f"rollout.sampling.samples_per_prompt={SAMPLES}"]
+    return config(GRPO, *sizes, "rollout.max_num_seqs=64")
+
+
+def a_run(path, steps: int = 20) -> tuple[RunDirectory, list[int]]:
+    """A run of one worker whose times are those above, to the last digit, and the lengths that its samples had."""
+    run = RunDirectory.create(path)
+    run.write_config(the_config())
+    rng = np.random.default_rng(0)
+    writer, every = MetricsWriter(run), []
+    for step in range(1, steps + 1):
+        lengths = rng.integers(5, 60, BATCH * SAMPLES)
+        every += lengths.tolist()
+        tokens, longest = int(lengths.sum()), int(lengths.max())
+        writer.write(
+            step,
+            {
+                "response/length_mean": tokens / len(lengths),
+                "response/length_max": longest,
+                "role/rollout/generate_s": BASE * longest + EACH * tokens,
+                "role/learner/update_policy_s": FIXED + TOKEN * tokens,
+                "role/scorer/score_s": 0.0,
+                "sync/seconds": PUBLISH,
+                "time/step_s": BASE * longest + (EACH + TOKEN) * tokens + FIXED + PUBLISH,
+            },
+        )
+    writer.close()
+    return run, every
+
+
+def test_the_times_of_a_run_are_found_again(tmp_path):
+    run, lengths = a_run(tmp_path / "run")
+    found = measure(run.read_config(), read_metrics(run.metrics_file), groups_of(lengths, SAMPLES))
+    assert (found.step.base, found.step.each) == pytest.approx((BASE, EACH), rel=1e-6)
+    assert (found.learn_fixed_s, found.learn_token_s) == pytest.approx((FIXED, TOKEN), rel=1e-6)
+    assert (found.publish_s, found.sequences, found.batch) == (PUBLISH, 64, BATCH)
+    assert {len(group) for group in found.lengths} == {SAMPLES}
+
+
+def test_the_forecast_of_the_run_itself_is_its_own_step_and_more_workers_shorten_its_generating(tmp_path):
+    run, lengths = a_run(tmp_path / "run")
+    rows = read_metrics(run.metrics_file)
+    found = measure(run.read_config(), rows, groups_of(lengths, SAMPLES))
+    same = simulate(found.scenario(workers=1, ranks=1, max_staleness=0, settle=False))
+    measured = float(np.mean([row["time/step_s"] for row in rows]))
+    assert np.mean(same.step_s[1:]) == pytest.approx(measured, rel=0.05)
+    four = simulate(found.scenario(workers=4, ranks=2, max_staleness=0, settle=False))
+    tokens, longest = np.mean([sum(group) for group in found.lengths]) * BATCH, 57
+    by_hand = BASE * longest + EACH * tokens / 4 + FIXED + TOKEN * tokens / 2 + PUBLISH
+    assert np.mean(four.step_s[1:]) == pytest.approx(by_hand, rel=0.1)
+
+
+def test_a_run_that_tells_too_little_is_refused(tmp_path):
+    run, lengths = a_run(tmp_path / "run", steps=4)
+    with pytest.raises(UserError, match=r"needs a run of at least 6 steps that generated samples, this one has 3"):
+        measure(run.read_config(), read_metrics(run.metrics_file), groups_of(lengths, SAMPLES))
+    with pytest.raises(UserError, match="the run kept no samples"):
+        groups_of([], 4)
+
+
+def test_the_command_prints_every_size_and_marks_the_shortest_step(tmp_path, capsys):
+    run, _ = a_run(tmp_path / "run")
+    kept = make_fake_run(tmp_path / "fake")
+    write_samples(run.samples_file(1), read_samples(kept.samples_file(kept.sample_steps()[0])))
+    plan(str(run.root), workers="1,2", gpus=None, max_staleness=2)
+    shown = capsys.readouterr().out
+    assert shown.count("asynchronous") == 2 and shown.count(" <") == 1
+    plan(str(run.root), workers="1", gpus=4, max_staleness=2)
+    assert capsys.readouterr().out.count("one_step_off") == 3
+    with pytest.raises(UserError, match="--workers takes numbers with commas, got 'many'"):
+        plan(str(run.root), workers="many", gpus=None, max_staleness=2)
