@@ -7,13 +7,13 @@ adapter layers (vllm_engine).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from actors.buckets import tensors_of
 from actors.lora import LoraSettings
 from actors.types import WeightBucket
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
 """peft's name for the one adapter that there is."""
@@ -32,6 +35,8 @@ PREFIX = "base_model.model."
 def attach(model: nn.Module, lora: LoraSettings) -> None:
     """Put new adapters into a transformers model, in place, and freeze everything else. A's start depends on
     `lora.seed` alone. ValueError, peft's own, for a target that is not there."""
+    from peft import LoraConfig, inject_adapter_in_model  # a second of every learner's start, where it is wanted
+
     trunk = model.base_model
     model.requires_grad_(False)
     config = LoraConfig(
@@ -48,6 +53,10 @@ def attach(model: nn.Module, lora: LoraSettings) -> None:
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The layers that hold adapters, by their names; empty where the whole model is tuned."""
+    if "peft" not in sys.modules:  # then nothing has put any in
+        return {}
+    from peft.tuners.lora import LoraLayer
+
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -94,6 +103,8 @@ def missing_targets(model_path: str, targets: Sequence[str]) -> dict[str, tuple[
 
 def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], lora: LoraSettings, base: str) -> None:
     """A PEFT directory of these tensors, by published name, for the causal language model `base`."""
+    from peft import LoraConfig
+
     targets = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
     config = LoraConfig(
         task_type="CAUSAL_LM",
