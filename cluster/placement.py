@@ -53,9 +53,11 @@ class Placement:
 
 def plan(config: Config, cpus: int, gpus: float) -> Placement:
     """The placement on so many CPUs and GPUs. Rollout workers and learners take turns in a synchronous step, so on CPU
-    each role's processes divide all cores among themselves."""
+    each role's processes divide all cores among themselves; where they work at once each role has half of them."""
     on_gpu = gpus > 0
     online = config.algorithm.online
+    at_once = online and config.rollout.schedule.kind != "synchronous" and not on_gpu
+    cores = max(1, cpus // 2) if at_once else cpus
     share = config.learner.gpus_per_rank
     roles = [
         RolePlan(
@@ -63,7 +65,7 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
             config.learner.ranks,
             cpus=1,
             gpus=share if on_gpu else 0,
-            threads=config.learner.threads or max(1, cpus // config.learner.ranks),
+            threads=config.learner.threads or max(1, cores // config.learner.ranks),
         )
     ]
     if online:
@@ -71,7 +73,7 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
         # A learner that takes part of a GPU leaves the rest of it to a rollout worker.
         per_worker = 1.0 - share if 0 < share < 1 and tensor_parallel == 1 else float(tensor_parallel)
         workers = config.rollout.workers
-        threads = config.rollout.threads or max(1, cpus // workers)
+        threads = config.rollout.threads or max(1, cores // workers)
         roles.append(RolePlan("rollout", workers, 1, per_worker if on_gpu else 0, threads))
         roles.append(RolePlan("scorer", config.reward.processes, 1, 0, 1))
     return Placement(tuple(roles), "cuda" if on_gpu else "cpu")

@@ -16,6 +16,14 @@ def test_on_cpu_each_role_s_processes_divide_all_cores():
     ]
 
 
+def test_roles_that_work_at_once_have_half_the_cores_each():
+    ahead = ["rollout.schedule.kind=asynchronous", "rollout.workers=2"]
+    found = plan(config(GRPO, *ahead), cpus=8, gpus=0)
+    assert (found.role("learner").threads, found.role("rollout").threads) == (4, 2)
+    assert plan(config(GRPO, *ahead), cpus=1, gpus=0).role("learner").threads == 1
+    assert plan(config(GRPO, *ahead), cpus=8, gpus=8).role("learner").threads == 8, "on GPUs they do not share cores"
+
+
 def test_more_processes_than_cores_get_one_thread_each():
     found = plan(config(GRPO, "learner.ranks=4"), cpus=2, gpus=0)
     assert found.role("learner").threads == 1
