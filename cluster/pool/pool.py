@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 
 class RolloutPool:
-    """start: makes the handle of a new worker. put: a reference of what workers are to fetch. most: workers that the
-    cluster has room for, with the sentence that says why; asked when the pool is scaled."""
+    """start: makes the handle of a new worker. put: a reference of what workers are to fetch. sequences: that an engine
+    runs at once. tell: hears (kind, text) of what happens to workers, on the pool's thread. refuse: why the cluster has
+    no room for so many more, or None; asked when the pool is scaled."""
 
     def __init__(
         self,
