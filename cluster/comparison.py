@@ -58,10 +58,15 @@ def _responses(config: Config, path: Path) -> Answers:
         scorers = ScorerPool(placement.role("scorer"), spec, rollout.timeout_s)
         tokenizer = load_tokenizer(config, path)
         prompts = heldout_prompts(load_inputs(config, tokenizer))
-        pool.adopt(PolicyVersion(0, "from disk"))
-        samples = pool.generate(prompts, resolve.evaluation_settings(config), 0)
-        found = scorers.wait([scores for scores, _ in scorers.score(samples)])
-        batch = SampleBatch.concat(get(list(samples.chunks), rollout.timeout_s, "fetching the responses"))
+        try:
+            pool.adopt(PolicyVersion(0, "from disk"))
+            samples = pool.generate(prompts, resolve.evaluation_settings(config), 0)
+            found = scorers.wait([scores for scores, _ in scorers.score(samples)])
+            batch = SampleBatch.concat(get(list(samples.chunks), rollout.timeout_s, "fetching the responses"))
+        finally:
+            # Before Ray is left: a thread of the pool that called a worker afterwards would start a Ray of its own.
+            pool.close()
+            scorers.close()
     order = np.argsort(np.array(samples.groups))
     scores = {"reward": np.concatenate([part.values for part in found])[order]}
     for name in found[0].parts:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from actors.pretrained import resolve_model
-from cluster import asynchronous, dpo, one_step_off, online_dpo, ppo
+from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
@@ -69,7 +69,6 @@ def run(
             events.write("damaged", problem)
             console.event(f"skipping a damaged checkpoint: {problem}")
         metrics: MetricsWriter | None = None
-        job: Job | None = None
         try:
             with Cluster(config.ray.address, logical_cpus(config)) as cluster:
                 placement = _placement(config, cluster)
@@ -80,13 +79,15 @@ def run(
                     on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
                 )
                 job = _kind(config)(config, directory, metrics, events, console, model_path)
-                _start(job, placement, commit)
-                events.write("start", f"running from step {job.state.step}", job.state.step)
-                with ControlServer(directory, job.verbs()):
-                    _loop(job).train(job)
-                outcome = _finish(job, directory, console)
-                job.close()
-                return outcome
+                try:
+                    _start(job, placement, commit)
+                    events.write("start", f"running from step {job.state.step}", job.state.step)
+                    with ControlServer(directory, job.verbs()):
+                        _loop(job).train(job)
+                    return _finish(job, directory, console)
+                finally:
+                    # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.
+                    job.close()
         except RunFailed as error:
             events.write("failed", str(error))
             (directory.logs / "failure.txt").write_text(traceback.format_exc())
@@ -118,8 +119,8 @@ def _loop(job: Job) -> ModuleType:
         return dpo
     if isinstance(job, OnlinePairsJob):
         return online_dpo
-    pages = {"synchronous": ppo, "one_step_off": one_step_off, "asynchronous": asynchronous}
-    return pages[job.config.rollout.schedule.kind]
+    ahead = {"partial": partial, "one_step_off": one_step_off, "asynchronous": asynchronous}
+    return {"synchronous": ppo, **ahead}[job.config.rollout.schedule.kind]
 
 
 def _last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:

@@ -56,7 +56,7 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
     each role's processes divide all cores among themselves; where they work at once each role has half of them."""
     on_gpu = gpus > 0
     online = config.algorithm.online
-    at_once = online and config.rollout.schedule.kind != "synchronous" and not on_gpu
+    at_once = online and config.rollout.schedule.kind in ("one_step_off", "asynchronous") and not on_gpu
     cores = max(1, cpus // 2) if at_once else cpus
     share = config.learner.gpus_per_rank
     roles = [

@@ -51,10 +51,12 @@ class Stream:
         """Prompts that are being generated, or wait for a worker."""
         return self._backlog.open
 
-    def admit(self, *, version: int, admitted: int, dropped: int) -> None:
-        """Send as many prompts to the pool as their samples can still be in time."""
+    def admit(self, *, version: int, admitted: int, dropped: int, steps: int) -> None:
+        """Send as many prompts to the pool as their samples can still be in time, and none that a run of so many steps
+        has no step left for."""
         room = self._rule.room(version=version, admitted=admitted, dropped=dropped)
-        if room:
+        room = min(room, steps * self._rule.batch - (admitted - dropped))
+        if room > 0:
             self.send(version, self._next_prompts(version, room))
 
     def send(self, version: int, prompts: Sequence[Prompt]) -> None:

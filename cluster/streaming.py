@@ -16,11 +16,10 @@ from actors.probe import PROBE_TOKENS, worth_recording
 from actors.types import SampleBatch
 from cluster.batch import StepBatch, Wave
 from cluster.columns import Ref, StepColumns
-from cluster.config.resolve import max_staleness
+from cluster.config import resolve
 from cluster.errors import RunFailed
 from cluster.inputs import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
-from cluster.pool.admission import Admission
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished
 from cluster.stream import Stream
@@ -33,10 +32,10 @@ class StreamingJob(PolicyGradientJob):
     def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
         super().begin(inputs, tokenizer, commit)
         config = self.config
-        self.max_staleness = max_staleness(config)
+        self.max_staleness = resolve.max_staleness(config)
         self._stream = Stream(
             self.rollouts,
-            Admission(config.rollout.prompts_per_step, self.max_staleness),
+            resolve.admission(config),
             self.sampling,
             next_prompts=self.admit,
             drop=self.ledger.dropped,
@@ -50,9 +49,13 @@ class StreamingJob(PolicyGradientJob):
     def run_ahead(self, flat: int = 0) -> None:
         """Admit what the bound allows, as far as the run has steps left. flat: groups of the running step that will be
         dropped, which others replace."""
-        counts, last = self.ledger.counts(), self.config.steps - 1 - self.max_staleness
-        version = min(self.state.step, last)
-        self._stream.admit(version=version, admitted=counts.admitted, dropped=counts.dropped + flat)
+        counts = self.ledger.counts()
+        self._stream.admit(
+            version=self.state.step,
+            admitted=counts.admitted,
+            dropped=counts.dropped + flat,
+            steps=self.config.steps,
+        )
 
     def take(self, batch: StepBatch) -> Wave:
         """The oldest samples of as many prompts as the batch lacks, none too old."""
@@ -75,6 +78,17 @@ class StreamingJob(PolicyGradientJob):
                 tokens += finished.stats.response_tokens
         batch = SampleBatch.concat(get(refs, self.config.rollout.timeout_s, "fetching the recorded samples"))
         return put(batch.take(worth_recording(batch, self.config.weights.probe_samples)))
+
+    def hold(self) -> None:
+        """Stop what is being generated where it stands."""
+        self.rollouts.hold()
+
+    def go_on(self) -> None:
+        self.rollouts.go_on()
+
+    def evaluate(self, step: int) -> None:
+        self.rollouts.go_on()
+        super().evaluate(step)
 
     def settle(self) -> None:
         self._stream.settle()

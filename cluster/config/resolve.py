@@ -7,11 +7,13 @@ settings of actors and learners. Left out: checks (rules.py).
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from actors.engine import EngineSettings
 from actors.lora import LoraSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
+from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.method import (
@@ -61,14 +63,21 @@ def resolve_preset(config: Config) -> Preset:
 def max_staleness(config: Config) -> int:
     """Weight versions between a prompt's admission and its training, at most."""
     schedule = config.rollout.schedule
-    return {"synchronous": 0, "one_step_off": 1, "asynchronous": schedule.max_staleness or 1}[schedule.kind]
+    return {"synchronous": 0, "one_step_off": 1}.get(schedule.kind, schedule.max_staleness or 1)
+
+
+def admission(config: Config) -> Admission:
+    """How many prompts may be under way."""
+    schedule, batch = config.rollout.schedule, config.rollout.prompts_per_step
+    ahead = math.ceil((schedule.over_provision - 1.0) * batch) if schedule.kind == "partial" else None
+    return Admission(batch, max_staleness(config), ahead)
 
 
 def autoscale_settings(config: Config) -> AutoscaleSettings | None:
     scale = config.rollout.autoscale
     if scale is None:
         return None
-    overlap = config.rollout.schedule.kind != "synchronous"
+    overlap = config.rollout.schedule.kind in ("one_step_off", "asynchronous")
     return AutoscaleSettings(**scale.model_dump(), overlap=overlap)
 
 

@@ -9,18 +9,22 @@ from collections.abc import Iterator
 
 from cluster.config.problem import Problem
 from cluster.config.resolve import max_staleness, resolve_preset
+from cluster.config.schedule import Schedule
 from cluster.config.schema import Config
 
 
 def schedule_problems(config: Config) -> Iterator[Problem]:
     yield from _autoscale(config)
     schedule, path = config.rollout.schedule, "rollout.schedule"
-    if schedule.kind != "asynchronous" and schedule.max_staleness is not None:
-        bound = {"synchronous": 0, "one_step_off": 1}[schedule.kind]
+    if schedule.kind != "partial" and schedule.over_provision != Schedule.model_fields["over_provision"].default:
+        given = f"{schedule.over_provision:g}"
+        yield Problem(f"{path}.over_provision", f"acts where the schedule is partial only, got {given}; remove it")
+    bound = {"synchronous": 0, "one_step_off": 1}.get(schedule.kind)
+    if bound is not None and schedule.max_staleness is not None:
         yield Problem(
             f"{path}.max_staleness",
             f"is {bound} by definition where the schedule is {schedule.kind}, got {schedule.max_staleness}; remove it "
-            "or choose asynchronous",
+            "or choose partial or asynchronous",
         )
     if schedule.kind == "synchronous":
         return
@@ -53,7 +57,7 @@ def _autoscale(config: Config) -> Iterator[Problem]:
         yield Problem(f"{path}.min", f"must be at most max ({scale.max}), got {scale.min}")
     elif not scale.min <= workers <= scale.max:
         yield Problem("rollout.workers", f"is where it begins: give {scale.min} to {scale.max}, got {workers}")
-    if config.rollout.schedule.kind == "synchronous" and scale.target_idle == 0.0:
+    if config.rollout.schedule.kind in ("synchronous", "partial") and scale.target_idle == 0.0:
         yield Problem(
             f"{path}.target_idle",
             "where generating and learning take turns the learner always waits: give a share above 0, got 0",

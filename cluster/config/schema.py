@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 from cluster.config.algorithm import Algorithm
 from cluster.config.lora import Lora
 from cluster.config.reward import Reward
+from cluster.config.schedule import Autoscale, Schedule
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
 
 
@@ -94,29 +95,6 @@ class Sampling(Section):
     min_tokens: int = Field(default=0, ge=0)
     stop: list[str] = []
     samples_per_prompt: Count = 1
-
-
-class Schedule(Section):
-    """What generation and learning wait for."""
-
-    kind: Literal["synchronous", "one_step_off", "asynchronous"] = "synchronous"
-    """synchronous: each for the other. one_step_off: the next batch is generated while this one is learned from.
-    asynchronous: generation never stops, new weights reach it between two decode steps."""
-    max_staleness: Count | None = None
-    """Of asynchronous: weight versions between a prompt's admission and its training, at most; default 1."""
-
-
-class Autoscale(Section):
-    """Workers come and go by themselves, so that the learner waits for as little of a step as is asked for."""
-
-    min: Count = 1
-    max: Count
-    target_idle: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of a step that the learner may wait for samples."""
-    cost: NonNegative = 0.0
-    """What a worker costs where the learner group costs 1: none is added that costs more than the waiting it ends."""
-    cooldown_s: Seconds = 30.0
-    """Between two decisions; longer than an engine takes to start."""
 
 
 class Rollout(Section):

@@ -20,14 +20,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """batch: prompts a step trains on. max_staleness: versions between a prompt's admission and its training."""
+    """batch: prompts a step trains on. max_staleness: versions between a prompt's admission and its training. ahead:
+    prompts beyond a step's batch that may be under way, where that is to be fewer than the bound allows."""
 
     batch: int
     max_staleness: int
+    ahead: int | None = None
 
     def room(self, *, version: int, admitted: int, dropped: int) -> int:
         """Prompts that may be admitted now. version: steps done. admitted, dropped: since the first step."""
-        return max(0, (version + self.max_staleness + 1) * self.batch - (admitted - dropped))
+        ahead = self.max_staleness * self.batch if self.ahead is None else self.ahead
+        return max(0, (version + 1) * self.batch + min(ahead, self.max_staleness * self.batch) - (admitted - dropped))
 
 
 class Backlog:

@@ -53,6 +53,7 @@ class Core:
         self._ends: dict[int, asyncio.Future[Finished]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._made = 0
+        self._held = False
         self._identity: WorkerIdentity | None = None
         self.weights = Weights(lambda: self.healthy, self._spawn, deadlines.weights_s)
 
@@ -173,7 +174,23 @@ class Core:
         self._dispatch()
         return end
 
+    async def hold(self) -> None:
+        """Give nothing out until `go_on`, and stop what is being generated where it stands. Its tickets wait in the
+        queue, first, with the tokens already made. Returns when no member decodes."""
+        self._held = True
+        members = self.healthy
+        stopping = asyncio.gather(*(m.handle.interrupt() for m in members))
+        await within(stopping, self._deadlines.weights_s, "stopping the generation")
+        while any(member.work for member in members):  # the interrupted calls come back by themselves
+            await asyncio.sleep(0.002)
+
+    def go_on(self) -> None:
+        self._held = False
+        self._dispatch()
+
     def _dispatch(self) -> None:
+        if self._held:
+            return
         for name, ticket in self.dispatcher.assign():
             member = self.members[name]
             member.work[ticket.number] = ticket

@@ -121,6 +121,14 @@ class RolloutPool:
 
         return asyncio.run_coroutine_threadsafe(end(), self._loop)
 
+    def hold(self) -> None:
+        """Stop every generation where it stands; its tickets wait for `go_on` with the tokens already made."""
+        self._ask(self._core.hold(), "stopping the generation")
+
+    def go_on(self) -> None:
+        """Give out work again."""
+        self._soon(self._core.go_on)
+
     def wait(self, ends: Sequence[Future[Finished]]) -> list[Finished]:
         """All of these tickets, in their order."""
         return [end.result() for end in ends]  # the core gives every ticket its deadline

@@ -161,7 +161,7 @@ def test_a_policy_gradient_method_raises_the_reward(
     gains(name, "reward/mean", found, seed, learned)
 
 
-@pytest.mark.parametrize("kind", ["one_step_off", "asynchronous"])
+@pytest.mark.parametrize("kind", ["partial", "one_step_off", "asynchronous"])
 def test_a_schedule_that_runs_ahead_learns_and_keeps_its_bound(
     kind: str, seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,13 @@ def test_capacity_is_a_batch_for_every_version_and_one_for_each_that_a_sample_ma
     assert Admission(4, 0).room(version=2, admitted=8, dropped=0) == 4, "synchronous: the next batch, nothing ahead"
 
 
+def test_fewer_may_be_under_way_than_the_bound_allows_and_never_more():
+    rule = Admission(batch=4, max_staleness=1, ahead=2)
+    assert rule.room(version=0, admitted=0, dropped=0) == 6
+    assert rule.room(version=1, admitted=6, dropped=0) == 4
+    assert Admission(batch=4, max_staleness=1, ahead=99).room(version=0, admitted=0, dropped=0) == 8
+
+
 def backlog(ended: dict[int, int], open_: dict[int, int], rule: Admission = FOUR) -> Backlog:
     """group: version that it was admitted at."""
     made = Backlog(rule)

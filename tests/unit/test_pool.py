@@ -239,6 +239,28 @@ def test_a_leaver_that_dies_first_has_its_work_done_again_by_others(bench):
     assert one.told[-1] == ("rollout-1 was ended (draining rollout-1: the worker died (killed)), 6 tickets handed on")
 
 
+def test_a_pool_that_is_held_stops_where_it_stands_and_goes_on_with_the_tokens_already_made(bench):
+    gate = Gate(engine_steps_free=2)
+    one = bench(1, gates={"rollout-0": gate}).adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    assert gate.reached.acquire(timeout=SOON_S)
+    holding = threading.Thread(target=one.pool.hold)
+    holding.start()
+    one.until(lambda: one.made["rollout-0"].server._calls.qsize() == 1)
+    gate.open(1)
+    holding.join(SOON_S)
+    assert not end.done() and one.made["rollout-0"].engine.running == []
+    one.publish(1)
+    late = one.pool.offer(one.pool.ticket([Prompt(id=9, token_ids=(1, 2), group=9)], SAMPLING))
+    assert len(one.made["rollout-0"].engine.requests) == 12, "nothing is given out"
+    gate.open(100)
+    one.pool.go_on()
+    found = end.result(SOON_S)
+    assert sorted((s.group, s.sample_index, s.token_ids.tolist()) for s in found.batch) == every_row(PROMPTS)
+    assert {s.spans for s in found.batch} == {((0, 0), (3, 1))} and found.stats.carried_tokens == 12 * 3
+    assert len(late.result(SOON_S).batch) == 2
+
+
 def test_one_that_is_asked_to_leave_before_it_has_joined_just_ends(bench):
     one = bench(1).adopt()
     one.prepare = lambda worker: worker.may_start.clear()

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.config.resolve import correction_kind, max_staleness, resolve_preset
+from cluster.config.resolve import admission, correction_kind, max_staleness, resolve_preset
+from cluster.pool.admission import Admission
 from tests.fixtures.configs import DPO, GRPO, PPO, config, problems
 
 TASK = "data={reasoning_gym: {task: chain_sum, size: 10}}"
@@ -467,12 +468,16 @@ AHEAD = "rollout.schedule={kind: asynchronous, max_staleness: 2}"
         (
             ["rollout.schedule={max_staleness: 2}"],
             "rollout.schedule.max_staleness: is 0 by definition where the schedule is synchronous, got 2; remove it or "
-            "choose asynchronous",
+            "choose partial or asynchronous",
         ),
         (
             ["rollout.schedule={kind: one_step_off, max_staleness: 2}"],
             "rollout.schedule.max_staleness: is 1 by definition where the schedule is one_step_off, got 2; remove it "
-            "or choose asynchronous",
+            "or choose partial or asynchronous",
+        ),
+        (
+            ["rollout.schedule={kind: asynchronous, over_provision: 1.25}"],
+            "rollout.schedule.over_provision: acts where the schedule is partial only, got 1.25; remove it",
         ),
         (
             ["algorithm={name: online_dpo}", AHEAD],
@@ -526,6 +531,8 @@ def test_a_schedule_that_may_be_stale_corrects_its_samples_unless_told_otherwise
     ahead = config(GRPO, AHEAD)
     assert correction_kind(ahead) == resolve_preset(ahead).loss.correction == "token_tis" and max_staleness(ahead) == 2
     assert max_staleness(config(GRPO, "rollout.schedule.kind=one_step_off")) == 1
+    partial = config(GRPO, "rollout.schedule={kind: partial, over_provision: 1.25}", "rollout.prompts_per_step=8")
+    assert admission(partial) == Admission(batch=8, max_staleness=1, ahead=2)
     assert correction_kind(config(GRPO, AHEAD, "algorithm.correction.kind=none")) == "none"
     config(GRPO, AHEAD, "rollout.sampling.top_p=0.9")
 

@@ -59,10 +59,10 @@ def stream_of(pool, bound: int, dropped: list | None = None, timeout_s: float = 
 
 def test_batches_are_the_oldest_samples_and_each_prompt_comes_once(bench):
     stream, order = stream_of(bench().pool, bound=1)
-    stream.admit(version=0, admitted=0, dropped=0)
+    stream.admit(version=0, admitted=0, dropped=0, steps=100)
     assert order.admitted == [(0, 1), (0, 2), (0, 3), (0, 4)], "a batch for now and one that may be a version old"
     first = stream.take(0, 2)
-    stream.admit(version=1, admitted=4, dropped=0)
+    stream.admit(version=1, admitted=4, dropped=0, steps=100)
     assert order.admitted[4:] == [(1, 5), (1, 6)]
     second, third = stream.take(1, 2), stream.take(2, 2)
     taken = [group for finished in (first, second, third) for group in samples_of(finished).groups]
@@ -76,19 +76,29 @@ def test_batches_are_the_oldest_samples_and_each_prompt_comes_once(bench):
 
 def test_a_bound_of_none_admits_a_batch_at_a_time(bench):
     stream, order = stream_of(bench().pool, bound=0)
-    stream.admit(version=0, admitted=0, dropped=0)
+    stream.admit(version=0, admitted=0, dropped=0, steps=100)
     stream.take(0, 2)
-    stream.admit(version=0, admitted=2, dropped=0)
+    stream.admit(version=0, admitted=2, dropped=0, steps=100)
     assert len(order.admitted) == 2
-    stream.admit(version=0, admitted=2, dropped=1)
+    stream.admit(version=0, admitted=2, dropped=1, steps=100)
     assert len(order.admitted) == 3, "what was dropped is replaced"
+
+
+def test_nothing_is_admitted_that_the_run_has_no_step_left_for(bench):
+    stream, order = stream_of(bench().pool, bound=3)
+    stream.admit(version=0, admitted=0, dropped=0, steps=3)
+    assert len(order.admitted) == 6, "the bound allows 8, three steps train 6"
+    stream.admit(version=1, admitted=6, dropped=0, steps=3)
+    assert len(order.admitted) == 6
+    stream.admit(version=1, admitted=6, dropped=2, steps=3)
+    assert len(order.admitted) == 8
 
 
 def test_settling_waits_for_what_is_under_way_and_leaves_it_for_the_next_step(bench):
     gate = Gate()
     one = bench(gates={"rollout-0": gate})
     stream, _ = stream_of(one.pool, bound=1)
-    stream.admit(version=0, admitted=0, dropped=0)
+    stream.admit(version=0, admitted=0, dropped=0, steps=100)
     settled = threading.Thread(target=stream.settle)
     settled.start()
     assert gate.reached.acquire(timeout=SOON_S)
@@ -139,6 +149,6 @@ def test_a_step_that_can_never_begin_says_what_to_raise(bench):
 def test_nothing_that_ends_in_time_is_a_failure_with_a_number(bench):
     gate = Gate()
     stream, _ = stream_of(bench(gates={"rollout-0": gate}).pool, bound=1, timeout_s=0.05)
-    stream.admit(version=0, admitted=0, dropped=0)
+    stream.admit(version=0, admitted=0, dropped=0, steps=100)
     with pytest.raises(RunFailed, match=r"no prompt's samples ended within 0\.05 s"):
         stream.take(0, 2)

@@ -1,0 +1,43 @@
+"""Partial rollouts: a step begins with more prompts than it needs and ends when enough are done; the rest go on later.
+
+The page is ppo.py's but for the stream that samples come from: generation is held while the learner works, so that the
+two may share a machine, and goes on with the tokens already made. A long response no longer holds up a step, and is not
+lost. In: a StreamingJob whose workers run. Out: a run directory whose last commit is the last step. Left out: how far
+ahead is too far (pool/admission.py), everything behind the verbs (streaming.py).
+"""
+
+from __future__ import annotations
+
+from cluster.streaming import StreamingJob
+
+
+def train(job: StreamingJob) -> None:
+    """Run the steps that are left."""
+    if job.state.step == 0:
+        job.evaluate(0)
+        job.write_row(0)
+    job.run_ahead()
+    for step in job.steps():
+        batch = job.batch()
+        while batch.lacking:
+            with job.phase("rollout"):
+                job.go_on()
+                wave = job.take(batch)
+                job.hold()
+            with job.phase("score"):
+                batch.add(wave, job.send_to_scorers(wave.samples))
+        with job.phase("score"):
+            columns = job.score(step, batch)
+        with job.phase("update"):
+            job.update_critic(columns)
+            job.update_policy(columns, batch)
+        with job.phase("publish"):
+            job.publish()
+        job.record(step)
+        job.finish_step(step)
+        if job.evaluation_due():
+            job.evaluate(step)
+        job.run_ahead()
+        job.write_row(step)
+        if job.commit_due():
+            job.commit()
