@@ -42,7 +42,8 @@ def kl_tokens(lp: Tensor, ref: Tensor, kind: str) -> Tensor:
     if kind == "k2":
         return 0.5 * d.square()
     linear = torch.where(-d > EXPONENT_BOUND, d.detach(), d)
-    return bounded_exp(-d) + linear - 1.0
+    # expm1, for exp(x) - 1 - x loses x^2 / 2 to rounding: in float32 a tenth of it at x = 1e-3, all of it below 1e-4.
+    return (-d).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).expm1() + linear
 
 
 @dataclass(frozen=True, slots=True)
