@@ -54,14 +54,20 @@ class Backlog:
 
     def end(self, group: int) -> None:
         """All its samples are whole."""
-        version = self._open.pop(group)
-        self._open_at[version] -= 1
+        version = self._close(group)
         self._ended.setdefault(version, set()).add(group)
         self.ended += 1
 
     def drop(self, group: int) -> None:
         """It is under way no longer and will not be trained."""
-        self._open_at[self._open.pop(group)] -= 1
+        self._close(group)
+
+    def _close(self, group: int) -> int:
+        version = self._open.pop(group)
+        self._open_at[version] -= 1
+        if not self._open_at[version]:  # else every version of a long run would be looked at in each call
+            del self._open_at[version]
+        return version
 
     def take(self, version: int, count: int) -> list[int] | None:
         """The oldest `count` that have ended, removed; None while there are too few, or while taking them would leave
@@ -69,7 +75,7 @@ class Backlog:
         if self.ended < count:
             return None
         plan, lacking, older = {}, count, 0
-        for admitted in sorted({*self._ended, *(v for v, n in self._open_at.items() if n)}):
+        for admitted in sorted({*self._ended, *self._open_at}):
             here = len(self._ended.get(admitted, ()))
             plan[admitted] = min(here, lacking)
             lacking -= plan[admitted]
