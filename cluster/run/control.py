@@ -33,20 +33,25 @@ def ask(run: RunDirectory, verb: str, *, timeout_s: float = ANSWER_S, **argument
         raise UserError(f"no driver works in {run}; start it, or name the run directory of one that does")
     folder = run.root / FOLDER
     folder.mkdir(exist_ok=True)
-    name = uuid.uuid4().hex
+    name = f"{time.time_ns()}-{uuid.uuid4().hex}"  # in the order of asking
     request, answer = folder / f"{name}.request.json", folder / f"{name}.answer.json"
     write_atomic(request, json.dumps({"verb": verb, "arguments": arguments, "pid": os.getpid()}))
     deadline = time.monotonic() + timeout_s
+    wrong = f"the driver in {run} gave no answer within {timeout_s:g} s; see its log, and ask again"
     while time.monotonic() < deadline:
+        gone = not run.in_use()  # before the look: a driver's last answer comes before it lets go of the run
         if answer.is_file():
             found = json.loads(answer.read_text())
             answer.unlink()
             if found["refused"]:
                 raise UserError(found["text"])
             return found["text"]
+        if gone:
+            wrong = f"the driver in {run} ended before it answered; see its log"
+            break
         time.sleep(LOOK_EVERY_S / 5)
     request.unlink(missing_ok=True)
-    raise UserError(f"the driver in {run} gave no answer within {timeout_s:g} s; see its log, and ask again")
+    raise UserError(wrong)
 
 
 class ControlServer:
@@ -55,6 +60,7 @@ class ControlServer:
     def __init__(self, run: RunDirectory, verbs: Mapping[str, Verb]) -> None:
         self._folder = run.root / FOLDER
         self._verbs = verbs
+        self._none = f"has nothing of this name; it has {', '.join(verbs) or 'nothing to ask for'}"
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
 
@@ -68,23 +74,28 @@ class ControlServer:
     def __exit__(self, *error: object) -> None:
         self._closing.set()
         self._thread.join()
+        self._verbs, self._none = {}, "has come to its end"
+        self.look()  # who asked since the last look hears so at once
 
     def look(self) -> None:
         """Answer what has come."""
-        for request in sorted(self._folder.glob("*.request.json"), key=lambda path: path.stat().st_mtime_ns):
-            asked = json.loads(request.read_text())
+        for request in sorted(self._folder.glob("*.request.json")):
+            try:
+                asked = json.loads(request.read_text())
+            except FileNotFoundError:  # whoever asked has given up
+                continue
             text, refused = self._answer(asked["verb"], asked["arguments"])
-            request.unlink()
+            request.unlink(missing_ok=True)
             answer = request.with_name(request.name.replace(".request.", ".answer."))
             write_atomic(answer, json.dumps({"text": text, "refused": refused}))
 
     def _answer(self, verb: str, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         if verb not in self._verbs:
-            return f"this run has no {verb}; it has {', '.join(self._verbs) or 'nothing to ask for'}", True
+            return f"{verb}: this run {self._none}", True
         try:
             return self._verbs[verb](**arguments), False
-        except (UserError, RunFailed) as error:  # fault boundary: who asked hears of it, the run goes on
-            return str(error), True
+        except Exception as error:  # fault boundary: who asked hears of it; the run and this thread go on
+            return str(error) if isinstance(error, (UserError, RunFailed)) else f"{verb} failed: {error!r}", True
 
     def _serve(self) -> None:
         while not self._closing.wait(LOOK_EVERY_S):

@@ -82,7 +82,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
 
 
-def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
+def start(*arguments: object, log: Path, **environment: str) -> subprocess.Popen[bytes]:
     """`raylign ARGUMENTS` in its own process group, output to `log`."""
     with log.open("wb") as out:
         return subprocess.Popen(
@@ -91,7 +91,7 @@ def start(*arguments: object, log: Path) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "RAY_ADDRESS": "", MARK: str(log)},
+            env={**os.environ, "RAY_ADDRESS": "", MARK: str(log), **environment},
         )
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from cluster.control import scale_run
 from cluster.errors import UserError
+from tests.integration.rewards import SLOW
 from tests.integration.runs import REPO, command, left_behind, recipe, rows, start, stop, wait_for_step
 
 AHEAD: dict[str, Any] = {
@@ -50,8 +51,11 @@ def fates(run: Path) -> list[tuple[str, int, int]]:
 def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trained_twice(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    process = start("train", recipe(tmp_path, tiny_model, **AHEAD), "--run-dir", run, log=log)
+    run, log, slow = tmp_path / "run", tmp_path / "run.log", tmp_path / "slow"
+    slow.touch()
+    paced = {"reward": {"functions": {"digits": {"function": "tests/integration/rewards.py:paced_digit_share"}}}}
+    path = recipe(tmp_path, tiny_model, **AHEAD, **paced)
+    process = start("train", path, "--run-dir", run, log=log, **{SLOW: str(slow)})
     try:
         wait_for_step(process, run, 2)
         said = subprocess.run(
@@ -68,6 +72,7 @@ def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trai
             scale_run(str(run), 0)
         with pytest.raises(UserError, match=r"\d+ more workers take about .* GB of memory and .* are free"):
             scale_run(str(run), 5000)
+        slow.unlink()
         assert process.wait(240) == 0, log.read_text()[-3000:]
     finally:
         stop(process)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -44,7 +46,7 @@ def test_a_refusal_is_the_callers_error_and_the_driver_goes_on(run):
 
 
 def test_a_verb_that_the_run_does_not_have_is_named(run):
-    with run.lock(), ControlServer(run, {}), pytest.raises(UserError, match="this run has no scale; it has nothing to"):
+    with run.lock(), ControlServer(run, {}), pytest.raises(UserError, match="scale: this run has nothing of this name"):
         scale_run(str(run), 2)
 
 
@@ -61,6 +63,42 @@ def test_a_driver_that_does_not_answer_is_given_up_and_the_request_taken_back(ru
         with pytest.raises(UserError, match=r"gave no answer within 0\.05 s"):
             ask(run, "scale", rollout=2, timeout_s=0.05)
         assert list((run.root / "control").iterdir()) == []
+
+
+def test_a_driver_that_ends_answers_who_asked_last_and_one_that_dies_is_not_waited_for(run, monkeypatch):
+    monkeypatch.setattr("cluster.run.control.LOOK_EVERY_S", 0.5)
+    heard: list[str] = []
+
+    def late() -> None:
+        with pytest.raises(UserError) as refusal:
+            ask(run, "scale", rollout=2)
+        heard.append(str(refusal.value))
+
+    with run.lock(), ControlServer(run, {"scale": scaled}):
+        asking = threading.Thread(target=late)
+        asking.start()
+        while not list((run.root / "control").iterdir()):
+            time.sleep(0.005)
+    asking.join(5)
+    with run.lock():
+        asking = threading.Thread(target=late)
+        asking.start()
+        while not list((run.root / "control").iterdir()):
+            time.sleep(0.005)
+    asking.join(5)
+    assert heard[0] == "scale: this run has come to its end"
+    assert heard[1].endswith("ended before it answered; see its log")
+    assert list((run.root / "control").iterdir()) == []
+
+
+def test_a_verb_that_breaks_is_told_and_the_next_is_answered(run):
+    def broken() -> str:
+        raise KeyError("state")
+
+    with run.lock(), ControlServer(run, {"broken": broken, "scale": scaled}):
+        with pytest.raises(UserError, match=r"broken failed: KeyError\('state'\)"):
+            ask(run, "broken")
+        assert ask(run, "scale", rollout=2) == "2 on the way"
 
 
 def test_requests_of_a_driver_that_died_are_forgotten(run):
