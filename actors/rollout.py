@@ -58,6 +58,8 @@ class RolloutWorker:
         """Every running request's generation, by the request's id."""
         self._serial = 0
         self._progress_at = 0.0
+        self.engine_seconds = 0.0
+        """Inside the engine's own steps: tokens_made over it is what the bare engine reaches."""
         self.tokens_made = 0
         """Response tokens since the start: who watches this worker from outside sees progress, or none."""
 
@@ -115,11 +117,13 @@ class RolloutWorker:
         """One decode step of everything queued or running; the generations that it completed. RolloutStalled when no
         sequence has gained a token for too long; an engine's own error comes through. Neither leaves a request."""
         version = self._serving().number
+        began = self._clock()
         try:
             outputs = self._engine.step()
         except BaseException:
             self.interrupt()
             raise
+        self.engine_seconds += self._clock() - began
         made, done = 0, []
         for output in outputs:
             generation = self._open[output.request_id]

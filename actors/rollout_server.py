@@ -28,12 +28,14 @@ Result = tuple[SampleBatch, RolloutStats]
 @dataclass(slots=True)
 class RolloutSeconds:
     """Where a worker's time went since its start. generate: decode steps; sync: receiving, loading and proving weights;
-    wait_weights: between versions with nothing to load; wait_prompts: serving a version with nothing to decode."""
+    wait_weights: between versions with nothing to load; wait_prompts: serving a version with nothing to decode. engine:
+    the part of `generate` inside the engine's own steps."""
 
     generate: float = 0.0
     sync: float = 0.0
     wait_weights: float = 0.0
     wait_prompts: float = 0.0
+    engine: float = 0.0
 
 
 class RolloutServer:
@@ -155,6 +157,7 @@ class RolloutServer:
                 answer.set_exception(error)
             return
         self._count("generate", began)
+        self.seconds.engine = worker.engine_seconds
         self._finish(worker, done)
 
     def _finish(self, worker: RolloutWorker, done: Sequence[Generation]) -> None:

@@ -20,6 +20,7 @@ from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import mean_interval
 from cluster.run.ledger import Ledger
 from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
+from cluster.run.shares import learner_shares
 from cluster.run.state import DriverState
 from cluster.run.timeline import Timeline
 from cluster.workers import LearnerGroup
@@ -87,14 +88,18 @@ class Job:
             self._row["sync/seconds" if name == "publish" else f"time/{name}_s"] = seconds
         self._row["time/step_s"] = step_s
         self._row["time/other_fraction"] = max(0.0, 1.0 - sum(self._phases.values()) / step_s)
-        busy: dict[str, float] = {}
+        calls: dict[str, dict[str, float]] = {}
         for name, seconds in self._row.items():
             if name.startswith("role/"):
-                busy[name.split("/")[1]] = busy.get(name.split("/")[1], 0.0) + seconds
+                _, role, call = name.split("/")
+                calls.setdefault(role, {})[call.removesuffix("_s")] = seconds
+        busy = {role: sum(by_call.values()) for role, by_call in calls.items()}
         self.step_seconds, self.learner_seconds = step_s, busy.get("learner", 0.0)
         main = [busy[role] for role in ("rollout", "learner") if role in busy]
         if main:
             self._row["time/idle_fraction"] = max(0.0, 1.0 - sum(main) / (len(main) * step_s))
+        if "rollout" in busy and "learner" in busy:
+            self._row |= learner_shares(self._phases, calls["learner"], step_s)
         self.state.step = step
 
     def write_row(self, step: int) -> None:

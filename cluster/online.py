@@ -38,6 +38,7 @@ from cluster.scoring import Scoring
 from cluster.workers import LearnerGroup, ScorerPool, get, put
 from learners.method import TokenDetails
 
+COPY_BYTES = 64 << 20
 FIRST_PROBE = 64
 """Responses, and tokens each, on which fresh engines are measured."""
 
@@ -109,6 +110,7 @@ class OnlineJob(Job):
         self.console.phase("probing the engines")
         self.recorded = self._first_probe()
         self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
+        self._copy_rate = self.learner.copy_bytes_per_s(COPY_BYTES)
         if commit is not None:
             self._resume(commit)
         else:
@@ -137,11 +139,13 @@ class OnlineJob(Job):
     def finish_step(self, step: int) -> None:
         pulses = self.rollouts.pulses()
         self.timeline.add(self.rollouts.take_spans())
-        spent = self._usage.since_last(pulses)
-        self.note(self._usage.shares(spent, len(pulses)))
+        load = self._usage.since_last(pulses)
+        self.note(load.metrics())
         super().finish_step(step)
         if self._autoscaler is not None:
-            self._autoscale(step, StepLoad(len(pulses), spent.generate, self.learner_seconds, self.step_seconds))
+            self._autoscale(
+                step, StepLoad(load.workers, load.seconds.generate, self.learner_seconds, self.step_seconds)
+            )
 
     def _autoscale(self, step: int, load: StepLoad) -> None:
         decision = self._autoscaler.decide(load)
@@ -190,7 +194,14 @@ class OnlineJob(Job):
         published = self.publisher.publish(self.recorded)
         self.ledger.record_version(published.version.number, published.version.digest, self.state.step)
         self.role("rollout", "sync", published.seconds)
-        self.note({"sync/bytes": published.bytes, "sync/mismatch": published.mismatch})
+        self.note(
+            {
+                "sync/bytes": published.bytes,
+                "sync/mismatch": published.mismatch,
+                "throughput/sync_bytes_per_s": published.bytes * published.engines / published.seconds,
+                "throughput/copy_bytes_per_s": self._copy_rate,
+            }
+        )
 
     def record(self, step: int) -> None:
         """Write the samples picked for showing."""
@@ -248,7 +259,6 @@ class OnlineJob(Job):
                 "response/length_mean": stats.length_mean,
                 "response/length_max": float(stats.length_max),
                 "response/truncated": stats.truncated / max(1, stats.samples),
-                "throughput/tokens_per_s": stats.response_tokens / max(1e-9, seconds),
                 "staleness/mean": 0.0,
                 "staleness/max": 0.0,
             }

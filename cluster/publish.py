@@ -28,12 +28,13 @@ ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """seconds from the learner's first gather to the engines' admission; bytes of one version; the largest mean
-    |engine - learner| over the engines, in nats."""
+    """seconds from the learner's first gather to the engines' admission; bytes of one version, and how many engines
+    took it; the largest mean |engine - learner| over the engines, in nats."""
 
     version: PolicyVersion
     seconds: float
     bytes: int
+    engines: int
     mismatch: float
 
 
@@ -87,7 +88,7 @@ class Publisher:
         self._pool.admit(version, buckets, probe, judge)
         self.version = version
         worst = max((mismatch(engine, learner).mean for engine in engines), default=0.0)
-        return Published(version, time.monotonic() - start, summary.nbytes, worst)
+        return Published(version, time.monotonic() - start, summary.nbytes, len(engines), worst)
 
     def _judge(self, learner: list) -> Callable[[np.ndarray], str | None]:
         """What is wrong with an engine's log-probs of the samples that the learner's are of; None if nothing is."""

@@ -44,6 +44,7 @@ class Stream:
         self._timeout_s = timeout_s
         self._backlog = Backlog(rule)
         self._tickets: dict[int, Finished] = {}
+        self._lengths: dict[int, float] = {}
         self._news: queue.SimpleQueue[Future[Finished]] = queue.SimpleQueue()
 
     @property
@@ -72,6 +73,11 @@ class Stream:
         while (chosen := self._choose(version, count)) is None:
             self._hear(block=True)
         return [self._tickets.pop(group) for group in chosen]
+
+    def take_lengths(self) -> dict[int, float]:
+        """Mean response tokens of each prompt that ended since the last call, by group."""
+        taken, self._lengths = self._lengths, {}
+        return taken
 
     def settle(self) -> None:
         """Wait until nothing is under way: what is being generated ends under the weights that it began with."""
@@ -105,4 +111,5 @@ class Stream:
             for group in finished.ticket.groups:
                 self._backlog.end(group)
                 self._tickets[group] = finished
+                self._lengths[group] = finished.stats.length_mean
             block = False

@@ -22,8 +22,12 @@ from cluster.inputs import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished
+from cluster.run.length_bias import length_bias
 from cluster.stream import Stream
 from cluster.workers import get, put
+
+WATCHED = 8
+"""Batches that may be under way, times this: the prompts over which the lengths of what is trained are watched."""
 
 
 class StreamingJob(PolicyGradientJob):
@@ -43,6 +47,7 @@ class StreamingJob(PolicyGradientJob):
             timeout_s=config.rollout.timeout_s,
         )
         self._generated: dict[str, float] = {}
+        self._biased = False
         again = self.ledger.in_flight()
         self._stream.send(self.state.step, self.train.prompts([(row, position) for row, position in again]))
 
@@ -78,6 +83,26 @@ class StreamingJob(PolicyGradientJob):
                 tokens += finished.stats.response_tokens
         batch = SampleBatch.concat(get(refs, self.config.rollout.timeout_s, "fetching the recorded samples"))
         return put(batch.take(worth_recording(batch, self.config.weights.probe_samples)))
+
+    def finish_step(self, step: int) -> None:
+        self._watch_lengths(step)
+        super().finish_step(step)
+
+    def _watch_lengths(self, step: int) -> None:
+        """Over a few times what may be under way; an alarm when a bias begins, and a word when it has gone."""
+        self.ledger.measured(self._stream.take_lengths())
+        window = WATCHED * (self.max_staleness + 1) * self.config.rollout.prompts_per_step
+        bias = length_bias(*self.ledger.recent_lengths(window))
+        if bias is None:
+            return
+        self.note({"response/length_bias": bias.share})
+        if bias.alarm != self._biased:
+            self._biased = bias.alarm
+            text = (
+                f"{bias}; raise rollout.schedule.max_staleness" if bias.alarm else "trained lengths are as made again"
+            )
+            self.events.write("length_bias", text, step)
+            self.console.event(text)
 
     def hold(self) -> None:
         """Stop what is being generated where it stands."""

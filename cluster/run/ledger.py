@@ -8,7 +8,7 @@ holds a backup of this file, and a resume restores it. Left out: recovery policy
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS prompts (
     PRIMARY KEY (epoch, prompt_id, generation)
 );
 CREATE UNIQUE INDEX IF NOT EXISTS prompts_position ON prompts (position);
+CREATE TABLE IF NOT EXISTS lengths (position INTEGER PRIMARY KEY, tokens REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS versions (number INTEGER PRIMARY KEY, digest TEXT NOT NULL, step INTEGER NOT NULL);
 """
 
@@ -73,6 +74,21 @@ class Ledger:
     def last_version(self) -> int:
         """The highest version ever published, 0 before the first."""
         return int(self._db.execute("SELECT coalesce(max(number), 0) FROM versions").fetchone()[0])
+
+    def measured(self, lengths: Mapping[int, float]) -> None:
+        """Mean response tokens of prompts that have ended, by position; who is generated again is measured again."""
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO lengths VALUES (?, ?)", list(lengths.items()))
+
+    def recent_lengths(self, window: int) -> tuple[list[float], list[float]]:
+        """(of trained prompts, of the others) among the last `window` that were measured, by order of admission."""
+        query = (
+            "SELECT prompts.state, lengths.tokens FROM lengths JOIN prompts USING (position) "
+            "ORDER BY lengths.position DESC LIMIT ?"
+        )
+        found = self._db.execute(query, (window,)).fetchall()
+        trained = [tokens for state, tokens in found if state == "trained"]
+        return trained, [tokens for state, tokens in found if state != "trained"]
 
     def counts(self) -> LedgerCounts:
         by_state = dict(self._db.execute("SELECT state, count(*) FROM prompts GROUP BY state").fetchall())

@@ -107,6 +107,10 @@ class LearnerGroup:
                 pass
         return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
 
+    def copy_bytes_per_s(self, nbytes: int) -> float:
+        """How fast rank 0's machine copies so many bytes from memory to memory: what publishing is held against."""
+        return get(self._ranks[0].copy_bytes_per_s.remote(nbytes), self._timeout_s, "measuring a copy")
+
     def save(self, directory: str) -> None:
         get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
 

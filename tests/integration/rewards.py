@@ -1,5 +1,15 @@
 """Rewards for tests: checkable by eye, learnable in a few steps."""
 
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+SLOW = "RAYLIGN_TEST_SLOW"
+"""In a run's environment: a file during whose life every sample takes 50 ms to score, so that a test can do something
+to a run before it is over, on however slow a machine."""
+
 
 def digit_share(prompt: str, response: str, data: dict) -> float:
     """The share of characters that are digits."""

@@ -60,8 +60,14 @@ def test_rows_come_in_prompt_order_then_sample_index_whatever_order_the_engine_a
 
 
 def test_stats_add_up_to_the_hand_count():
-    ticks = iter([100.0, 100.0, 101.0, 102.0, 103.0, 104.5])
-    _, stats = serving_worker(ScriptedEngine(SCRIPT), clock=lambda: next(ticks)).generate(PROMPTS, TWO_EACH, 0)
+    now = [100.0]
+
+    def step(number: int) -> None:
+        now[0] += 1.5
+
+    worker = serving_worker(ScriptedEngine(SCRIPT, on_step=step), clock=lambda: now[0])
+    _, stats = worker.generate(PROMPTS, TWO_EACH, 0)
+    assert worker.engine_seconds == 4.5, "three steps of the engine"
     assert dataclasses.replace(stats, logprob_sum=0) == RolloutStats(
         seconds=4.5, samples=4, prompt_tokens=5, response_tokens=9, truncated=1, length_max=3, logprob_sum=0
     )
