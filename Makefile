@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SEED ?= 0
 
-.PHONY: demo test test-fast learn lint install bench clean
+.PHONY: demo test test-fast test-gpu learn lint install bench clean
 
 demo: install
 	$(BIN)/raylign train deploy/recipes/$(DEMO).yaml seed=$(SEED) --run-dir $(RUN_DIR)
@@ -22,6 +22,9 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest tests/unit -q
+
+test-gpu: install  # what needs an accelerator
+	$(BIN)/python -m pytest tests -m gpu
 
 learn: install  # every method, three seeds each, on a tiny model; the table that the README quotes
 	RAYLIGN_LEARN_TABLE=$(LEARN_TABLE) $(BIN)/python -m pytest tests/integration/test_learns.py -m ""

@@ -13,19 +13,28 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from actors.transports.interface import DeviceBucket
 from actors.types import WeightBucket
 
 
 def make_buckets(named: Iterable[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[WeightBucket]:
     """Cut a stream of tensors into buckets of at most `max_bytes` (a longer tensor alone fills its own)."""
+    for index, last, held in cut(named, max_bytes):
+        yield make_bucket(index, last, held)
+
+
+def cut(
+    named: Iterable[tuple[str, torch.Tensor]], max_bytes: int
+) -> Iterator[tuple[int, bool, list[tuple[str, torch.Tensor]]]]:
+    """(index, whether it is the last, its tensors) of each bucket."""
     index, held, size = 0, [], 0
     for name, tensor in named:
         if held and size + tensor.nbytes > max_bytes:
-            yield make_bucket(index, False, held)
+            yield index, False, held
             index, held, size = index + 1, [], 0
         held.append((name, tensor))
         size += tensor.nbytes
-    yield make_bucket(index, True, held)
+    yield index, True, held
 
 
 def make_bucket(index: int, last: bool, named: list[tuple[str, torch.Tensor]]) -> WeightBucket:
@@ -41,18 +50,21 @@ def make_bucket(index: int, last: bool, named: list[tuple[str, torch.Tensor]]) -
     )
 
 
-def bucket_bytes(bucket: WeightBucket) -> int:
+def bucket_bytes(bucket: WeightBucket | DeviceBucket) -> int:
     """How long `data` must be by the bucket's own shapes and dtypes."""
     sizes = (math.prod(s) * _dtype(d).itemsize for s, d in zip(bucket.shapes, bucket.dtypes, strict=True))
     return sum(sizes)
 
 
-def tensors_of(bucket: WeightBucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The bucket's tensors by name, each a copy: the bucket may be a view of shared memory that goes away."""
+def tensors_of(bucket: WeightBucket | DeviceBucket) -> Iterator[tuple[str, torch.Tensor]]:
+    """The bucket's tensors by name, each a copy: the bucket may be a view of shared memory that goes away. On the
+    device where the bucket's data lies."""
     begin = 0
     for name, shape, dtype in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
         end = begin + math.prod(shape) * _dtype(dtype).itemsize
-        yield name, torch.from_numpy(bucket.data[begin:end].copy()).view(_dtype(dtype)).view(shape)
+        part = bucket.data[begin:end]
+        own = torch.from_numpy(part.copy()) if isinstance(part, np.ndarray) else part.clone()
+        yield name, own.view(_dtype(dtype)).view(shape)
         begin = end
 
 

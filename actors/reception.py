@@ -7,6 +7,7 @@ wrong. Left out: loading (the engine's), and whether loaded weights took effect 
 from __future__ import annotations
 
 from actors.buckets import bucket_bytes
+from actors.transports.interface import DeviceBucket
 from actors.types import PolicyVersion, WeightBucket, digest_buckets
 
 
@@ -22,7 +23,7 @@ class Reception:
         self._digests: dict[int, str] = {}
         self._last_index: int | None = None
 
-    def check(self, bucket: WeightBucket) -> None:
+    def check(self, bucket: WeightBucket | DeviceBucket) -> None:
         """Before loading: refuse a bucket that came before or whose bytes do not fit its shapes; remember the rest."""
         if bucket.index in self._digests:
             raise PublishRefused(f"bucket {bucket.index} of version {self.number} came twice")

@@ -15,13 +15,15 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from actors.engine import RolloutEngine
 from actors.generation import Generation, RolloutStats
 from actors.reception import PublishRefused, Reception
-from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings, WeightBucket
+from actors.transports.interface import Link, Passing, Receiver
+from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 
 
 class WrongVersion(RuntimeError):
@@ -44,9 +46,16 @@ class RolloutWorker:
     """One engine's owner. One caller, one thread; only `tokens_made` may be read from another."""
 
     def __init__(
-        self, engine: RolloutEngine, *, stall_timeout_s: float = 120.0, clock: Callable[[], float] = time.monotonic
+        self,
+        engine: RolloutEngine,
+        *,
+        receiver: Receiver | None = None,
+        stall_timeout_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """receiver: this end of the weights' transport; whole buckets without."""
         self._engine = engine
+        self._receiver = receiver or Passing()
         self._stall_timeout_s = stall_timeout_s
         self._clock = clock
         self._state = WorkerState.EMPTY
@@ -201,9 +210,14 @@ class RolloutWorker:
         self._reception, self._loaded = Reception(number), None
         self._state = WorkerState.RECEIVING
 
-    def receive(self, bucket: WeightBucket) -> None:
-        """Check one bucket, in any order, and load it."""
+    def connect(self, link: Link) -> None:
+        """Join the group that buckets come through."""
+        self._receiver.connect(link)
+
+    def receive(self, parcel: Any) -> None:
+        """Open what came of one bucket, check it, and load it; whole buckets in any order."""
         reception = self._leave_receiving()
+        bucket = self._receiver.open(parcel)
         reception.check(bucket)
         self._engine.load_bucket(bucket)
         self._state = WorkerState.RECEIVING

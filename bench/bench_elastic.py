@@ -24,6 +24,7 @@ from bench.common import table
 from cluster.placement import RolePlan
 from cluster.pool.core import Deadlines
 from cluster.pool.pool import RolloutPool
+from cluster.roles.rollout import RolloutSpec
 from cluster.workers import get, put, start_rollout
 
 SAMPLING = SamplingSettings(max_tokens=64, min_tokens=64, samples_per_prompt=4)
@@ -42,7 +43,7 @@ def main() -> None:
         role = RolePlan("rollout", 1, 0, 0, max(1, (os.cpu_count() or 1) // 2))
         settings = EngineSettings(str(model), dtype="float32", max_model_len=128, kv_cache_bytes=1 << 27)
         pool = RolloutPool(
-            start_rollout(role, settings, "vllm", 60.0),
+            start_rollout(role, RolloutSpec(settings, "vllm", "cpu", "object_store", 60.0, 60.0)),
             1,
             put=put,
             sequences=32,

@@ -15,6 +15,7 @@ from types import ModuleType
 from actors.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
 from cluster.config import Config, ConfigError, Problem
+from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
 from cluster.inputs import load_inputs, load_tokenizer, reward_specs
@@ -158,7 +159,7 @@ def _placement(config: Config, cluster: Cluster) -> Placement:
     # Threads follow the cores of a machine, this one standing for all: a cluster's logical CPUs are a sum of promises.
     gpus = cluster.resources()[1]
     placement = plan(config, os.cpu_count() or 1, gpus)
-    problem = shortage(placement, gpus)
+    problem = shortage(placement, gpus) or hardware_lacks(config, placement.device)
     if problem is not None:
         raise ConfigError(config.name, [Problem("placement", problem)])
     return placement

@@ -22,6 +22,7 @@ from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples
 from cluster.config import resolve
+from cluster.config.transport import choose_transport
 from cluster.errors import UserError
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
@@ -53,6 +54,8 @@ class OnlineJob(Job):
         """Ask Ray for every worker at once; they import and load while the driver reads the data."""
         config = self.config
         self.sampling = resolve.sampling_settings(config)
+        transport, why = choose_transport(config, placement.device)
+        self.events.write("transport", f"weights go by {transport}: {why}")
         total = resolve.optimizer_steps(config, config.steps)
         own_critic = config.critic is not None and config.critic.path is not None
         critic_path = str(resolve_model(config.critic.path) if own_critic else self.model_path)
@@ -66,6 +69,8 @@ class OnlineJob(Job):
                 device=placement.device,
                 timeout_s=config.learner.update_timeout_s,
                 temperature=self.sampling.temperature,
+                transport=transport,
+                weights_timeout_s=config.weights.timeout_s,
             ),
             config.learner.update_timeout_s,
         )
@@ -80,6 +85,7 @@ class OnlineJob(Job):
             bucket_bytes=int(config.weights.bucket_mb * (1 << 20)),
             timeout_s=config.weights.timeout_s,
             factor=config.weights.mismatch_factor,
+            transport=transport,
         )
         # The learner's rendezvous must not wait for the engines: a thread gives the ranks their address meanwhile.
         self._starter = ThreadPoolExecutor(1)

@@ -4,7 +4,7 @@ In: the learner group, the rollout pool, recorded samples. Out: the admitted Pol
 *identity*, each engine hashes what it received (RolloutWorker.finish_publish refuses another digest); *application*,
 each engine's log-probs of recorded samples differ from the learner's by at most `factor` times what a freshly loaded
 engine showed. A fixed bound would prove nothing: bfloat16 alone moves log-probs more than a small step does. Left
-out: transports other than the object store.
+out: how bytes travel (actors/transports).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.probe import Mismatch, mismatch
-from actors.types import PolicyVersion
+from actors.types import PolicyVersion, WeightSummary
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.pool.pool import RolloutPool
@@ -43,13 +43,21 @@ class Publisher:
     with them what a worker that joins meanwhile is judged by."""
 
     def __init__(
-        self, pool: RolloutPool, learner: LearnerGroup, *, bucket_bytes: int, timeout_s: float, factor: float
+        self,
+        pool: RolloutPool,
+        learner: LearnerGroup,
+        *,
+        bucket_bytes: int,
+        timeout_s: float,
+        factor: float,
+        transport: str = "object_store",
     ) -> None:
         self._pool = pool
         self._learner = learner
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
         self._factor = factor
+        self._parcels = transport != "object_store"
         self._fresh: Mismatch | None = None
         self.version = PolicyVersion(0, "")
 
@@ -75,8 +83,7 @@ class Publisher:
         # First, and not beside the engines' loading: on shared cores two thread pools that wait for each other take
         # three times as long (3.2 s against 1.2 s for SmolLM2 on two cores).
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
-        self._pool.begin_publish(number)
-        buckets, summary = self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive)
+        buckets, summary = self._send(number)
         version = PolicyVersion(number, summary.digest)
         self._pool.finish_publish(version)
         engines = self._pool.probe(probe)
@@ -86,9 +93,23 @@ class Publisher:
             if (wrong := judge(engine)) is not None:
                 raise RunFailed(f"an engine {wrong}; resume to load the engines afresh")
         self._pool.admit(version, buckets, probe, judge)
+        if self._parcels:
+            self._learner.release_weights()
         self.version = version
         worst = max((mismatch(engine, learner).mean for engine in engines), default=0.0)
         return Published(version, time.monotonic() - start, summary.nbytes, len(engines), worst)
+
+    def _send(self, number: int) -> tuple[list[Ref], WeightSummary]:
+        """Every bucket to every worker of this publish, by the run's transport."""
+        members, linked = self._pool.begin_publish(number)
+        try:
+            if self._parcels and not linked and (link := self._learner.link(len(members) + 1)) is not None:
+                self._pool.connect(link)
+            return self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels)
+        except RunFailed as error:
+            if lagging := self._pool.unanswered():
+                raise RunFailed(f"{error} (not through with it: {', '.join(lagging)})") from error
+            raise
 
     def _judge(self, learner: list) -> Callable[[np.ndarray], str | None]:
         """What is wrong with an engine's log-probs of the samples that the learner's are of; None if nothing is."""

@@ -13,12 +13,14 @@ from pathlib import Path
 import psutil
 
 from cluster.config import Config, resolve
+from cluster.config.transport import choose_transport
 from cluster.inspect.machine import GIB
 from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
 from cluster.placement import Placement, RolePlan
 from cluster.pool.core import Deadlines
 from cluster.pool.pool import RolloutPool
+from cluster.roles.rollout import RolloutSpec
 from cluster.workers import free_resources, put, start_rollout
 
 RESERVE = 1 << 30
@@ -33,9 +35,16 @@ def start_pool(
     if placement.device == "cpu" and config.ray.address == "local":
         # Roles take turns on one machine's cores, so logical CPUs are no measure of load: its memory is.
         role = replace(role, cpus=0)
-    engine = resolve.engine_settings(config, str(model))
+    spec = RolloutSpec(
+        engine=resolve.engine_settings(config, str(model)),
+        kind=rollout.engine,
+        device=placement.device,
+        transport=choose_transport(config, placement.device)[0],
+        stall_timeout_s=rollout.stall_timeout_s,
+        weights_timeout_s=config.weights.timeout_s,
+    )
     return RolloutPool(
-        start_rollout(role, engine, rollout.engine, rollout.stall_timeout_s),
+        start_rollout(role, spec),
         role.count,
         put=put,
         sequences=rollout.max_num_seqs,

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from actors.adapters import adapters_off, published_name
-from actors.buckets import make_buckets
+from actors.buckets import cut, make_bucket
 from actors.forward import score_tokens
+from actors.transports.interface import Sender
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engine import StepResult, TrainEngine, unwrapped
 from learners.merging import Scaling, merged, scalings
@@ -59,16 +60,22 @@ class LearnerBase:
         for part in self._engine.full_parameters(max_bytes, trained=True):
             yield [(published_name(name), tensor) for name, tensor in part]
 
-    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
-        """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering."""
+    def weights(self, max_bytes: int, sender: Sender | None = None) -> Iterator[WeightBucket | WeightSummary | Any]:
+        """The current weights as buckets and, last, their summary; rank 0 yields, the others take part in gathering.
+        With a sender each bucket is followed by the parcel that the sender makes of it, which is then delivered."""
         named = (item for part in self.published_parameters(max_bytes) for item in part)
         digests: list[str] = []
         nbytes = 0
-        for bucket in make_buckets(named, max_bytes):
-            if self._engine.rank == 0:
-                digests.append(bucket.digest())
-                nbytes += bucket.data.nbytes
-                yield bucket
+        for index, last, tensors in cut(named, max_bytes):
+            if self._engine.rank != 0:
+                continue
+            bucket = make_bucket(index, last, tensors)
+            digests.append(bucket.digest())
+            nbytes += bucket.data.nbytes
+            yield bucket
+            if sender is not None:
+                yield sender.pack(bucket, tensors)
+                sender.deliver()
         if self._engine.rank == 0:
             yield WeightSummary(digest_buckets(digests), nbytes)
 

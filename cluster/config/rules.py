@@ -17,6 +17,7 @@ from cluster.config.resolve import correction_kind, optimizer_steps, resolve_pre
 from cluster.config.reward_rules import reward_problems
 from cluster.config.schedule_rules import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
+from cluster.config.transport import transport_problems
 from learners.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 
 
@@ -24,7 +25,7 @@ def cross_section_problems(config: Config) -> list[Problem]:
     policy_gradient = (_advantage, _loss, _kl, _correction)
     kind = (online_pair_problems,) if config.algorithm.name == "online_dpo" else policy_gradient
     own = (
-        (reward_problems, *kind, _sampling, _rollout, schedule_problems, _minibatches)
+        (reward_problems, *kind, _sampling, _rollout, schedule_problems, transport_problems, _minibatches)
         if config.algorithm.online
         else (offline_problems,)
     )

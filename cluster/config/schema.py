@@ -220,6 +220,9 @@ class RaySection(Section):
 class Weights(Section):
     """Publishing the policy to the engines."""
 
+    transport: Literal["auto", "object_store", "sparse_delta", "collective", "cuda_ipc"] = "auto"
+    """How weights travel: through Ray's object store, as changes to the last version (slow links), by one broadcast
+    (NCCL between GPUs), or not at all where learner and engine share a GPU."""
     bucket_mb: Positive = 32.0
     probe_samples: Count = 8
     """Recorded responses on which engine and learner must agree."""

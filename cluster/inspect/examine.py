@@ -18,6 +18,7 @@ from actors.engine_limits import read_model_config, unsupported_reason, untraina
 from cluster.config import Config, Problem
 from cluster.config.resolve import engine_settings
 from cluster.config.reward import Judge, RewardModel
+from cluster.config.transport import hardware_lacks
 from cluster.inputs import is_hub_id, load_tokenizer
 from cluster.inspect.data import (
     DataFindings,
@@ -159,8 +160,9 @@ def _plan(found: Examination, run_dir: Path | None) -> None:
     found.gpus_needed = everywhere.gpus
     # On a cluster its own nodes count, not this one: the plan is for its GPUs.
     found.placement = plan(config, machine.cpus, float(len(machine.gpus))) if here else everywhere
-    lacking = shortage(found.placement, len(machine.gpus)) if here else None
-    if lacking:
+    if here and (lacking := shortage(found.placement, len(machine.gpus))):
+        found.cannot_run.append(Problem("placement", lacking))
+    if here and (lacking := hardware_lacks(config, found.placement.device)):
         found.cannot_run.append(Problem("placement", lacking))
     critic, rewards = _other_models(found)
     if found.facts is None:

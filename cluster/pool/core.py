@@ -21,7 +21,7 @@ from cluster.pool.dispatch import Dispatcher
 from cluster.pool.handle import RolloutHandle, WorkerIdentity, WorkerPulse
 from cluster.pool.member import Member, MemberState
 from cluster.pool.ticket import Finished, Ticket
-from cluster.pool.weights import Weights, within
+from cluster.pool.weights import Weights, all_within, within
 
 WATCH_EVERY_S = 1.0
 """Between two looks at a worker's cache."""
@@ -129,6 +129,7 @@ class Core:
         await self.weights.bring_up_to_date(member)
 
     async def _leave(self, member: Member) -> None:
+        await within(self.weights.may_leave(), self._deadlines.weights_s, f"letting {member.name} leave")
         was = member.state
         member.move(MemberState.DRAINING)
         handed = self.dispatcher.leave(member.name)
@@ -151,8 +152,8 @@ class Core:
     async def pulses(self) -> dict[str, WorkerPulse]:
         """Of each healthy member."""
         members = self.healthy
-        asked = asyncio.gather(*(m.handle.pulse() for m in members))
-        found = await within(asked, self._deadlines.weights_s, "asking the workers")
+        asked = {m.name: m.handle.pulse() for m in members}
+        found = await all_within(asked, self._deadlines.weights_s, "asking the workers")
         for member, pulse in zip(members, found, strict=True):
             member.spans += pulse.spans
         return {member.name: pulse for member, pulse in zip(members, found, strict=True)}
@@ -179,8 +180,8 @@ class Core:
         queue, first, with the tokens already made. Returns when no member decodes."""
         self._held = True
         members = self.healthy
-        stopping = asyncio.gather(*(m.handle.interrupt() for m in members))
-        await within(stopping, self._deadlines.weights_s, "stopping the generation")
+        stopping = {m.name: m.handle.interrupt() for m in members}
+        await all_within(stopping, self._deadlines.weights_s, "stopping the generation")
         while any(member.work for member in members):  # the interrupted calls come back by themselves
             await asyncio.sleep(0.002)
 

@@ -15,6 +15,7 @@ import numpy as np
 from actors.generation import RolloutStats
 from actors.rollout_server import RolloutSeconds
 from actors.spans import Span
+from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.pool.ticket import Ticket
@@ -52,7 +53,7 @@ class WorkerPulse:
 
 
 class RolloutHandle(Protocol):
-    """Ten verbs. `start` may take minutes; the pool gives each its deadline."""
+    """`start` may take minutes; the pool gives each its deadline."""
 
     async def start(self) -> WorkerIdentity:
         """Wait until its engine runs, under no version."""
@@ -68,7 +69,11 @@ class RolloutHandle(Protocol):
 
     async def begin_publish(self, number: int) -> None: ...
 
-    async def receive(self, bucket: Ref) -> None: ...
+    async def connect(self, link: Link) -> None:
+        """Join the group that the next buckets come through."""
+
+    async def receive(self, parcel: Ref) -> None:
+        """What the transport made of a bucket, or the bucket itself."""
 
     async def finish_publish(self, version: PolicyVersion) -> None:
         """Returns when it has proved that it holds `version.digest`."""

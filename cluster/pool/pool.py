@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from actors.spans import Span
+from actors.transports.interface import Link
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed, UserError
@@ -148,13 +149,22 @@ class RolloutPool:
         """What a joiner's log-probs of the recorded samples are judged by."""
         self._soon(lambda: self._core.weights.calibrated(probe, judge))
 
-    def begin_publish(self, number: int) -> None:
-        """From here until `admit` the engines hold no version. Nothing waits: failures show at the end."""
-        self._soon(lambda: self._core.weights.begin_publish(number))
+    def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
+        """From here until `admit` the engines hold no version. Nothing waits: failures show at the end. (the workers
+        that the publish goes to, whether they are linked already)."""
+        return self._soon(lambda: self._core.weights.begin_publish(number))
 
-    def receive(self, bucket: Ref) -> None:
+    def connect(self, link: Link) -> None:
+        """Let the workers of the publish join the group that weights come through."""
+        self._soon(lambda: self._core.weights.connect(link))
+
+    def receive(self, parcel: Ref) -> None:
         """Hand every engine one bucket; they load it while the learner makes the next."""
-        self._soon(lambda: self._core.weights.receive(bucket))
+        self._soon(lambda: self._core.weights.receive(parcel))
+
+    def unanswered(self) -> list[str]:
+        """Workers that have not done, or not yet, what the publish under way asked of them."""
+        return self._soon(self._core.weights.unanswered)
 
     def finish_publish(self, version: PolicyVersion) -> None:
         """Returns when each engine has proved that it holds `version.digest`."""

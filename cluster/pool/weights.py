@@ -8,18 +8,20 @@ learner's side and the bound of the proof (cluster/publish.py), who is a member 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.pool.handle import WorkerError, WorkerLost
 from cluster.pool.member import Member, MemberState
 
+T = TypeVar("T")
 Judge = Callable[[np.ndarray], str | None]
 """What is wrong with a worker's log-probs of the recorded samples; None if it computes with the weights it holds."""
 
@@ -47,6 +49,8 @@ class Weights:
         self._settled = asyncio.Event()
         """Set while no publish is under way and there is a version to serve."""
         self._publishing: list[tuple[Member, list[asyncio.Task[Any]]]] = []
+        self._linked: tuple[str, ...] = ()
+        """Members of the group that weights come through, where they do not come through the object store."""
 
     async def bring_up_to_date(self, member: Member) -> None:
         """The present version, proved; once more if another was published meanwhile."""
@@ -82,10 +86,33 @@ class Weights:
         """From now on a joiner must compute as the learner did for these recorded samples."""
         self._current = replace(self._current, probe=probe, judge=judge)
 
-    def begin_publish(self, number: int) -> None:
-        """Start the next version on every healthy member; from here to `admit` they hold none."""
+    def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
+        """Start the next version on every healthy member; from here to `admit` they hold none. (who they are, whether
+        they are linked to each other already)."""
         self._settled.clear()
         self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in self._healthy()]
+        names = tuple(member.name for member, _ in self._publishing)
+        return names, names == self._linked
+
+    def connect(self, link: Link) -> None:
+        """Let those of the publish join the sender's group, in their order."""
+        self._linked = tuple(member.name for member, _ in self._publishing)
+        for rank, (member, calls) in enumerate(self._publishing, start=1):
+            calls.append(self._spawn(member.handle.connect(replace(link, rank=rank))))
+
+    async def may_leave(self) -> None:
+        """Returns when nobody waits for any one member: members that are linked come through a publish together."""
+        if self._linked:
+            await self._settled.wait()
+
+    def unanswered(self) -> list[str]:
+        """Members of the publish under way with a call that has failed or not come to its end."""
+        lagging = []
+        for member, calls in self._publishing:
+            ended = all(call.done() and not call.cancelled() and call.exception() is None for call in calls)
+            if not ended:
+                lagging.append(member.name)
+        return lagging
 
     def receive(self, bucket: Ref) -> None:
         for member, calls in self._publishing:
@@ -102,8 +129,8 @@ class Weights:
     async def probe(self, batch: Ref) -> list[np.ndarray]:
         """The log-probs of recorded samples by each that a publish is under way to, else by each healthy one."""
         members = [m for m, _ in self._publishing] or self._healthy()
-        calls = (m.handle.probe(batch) for m in members)
-        return await within(asyncio.gather(*calls), self._deadline_s, "probing the engines")
+        calls = {m.name: m.handle.probe(batch) for m in members}
+        return await all_within(calls, self._deadline_s, "probing the engines")
 
     async def admit(self, current: Current) -> None:
         """Let them take traffic at the new version, and joiners take it."""
@@ -127,7 +154,24 @@ class Weights:
                 if not (member.gone or member.state is MemberState.DRAINING):
                     raise
 
-        await within(asyncio.gather(*(one(*each) for each in self._publishing)), self._deadline_s, what)
+        await all_within({each[0].name: one(*each) for each in self._publishing}, self._deadline_s, what)
+
+
+async def all_within(answers: Mapping[str, Awaitable[T]], timeout_s: float, what: str) -> list[T]:
+    """Everybody's answer, in order. RunFailed, naming who did not answer in time, or the first that failed."""
+    calls = {name: asyncio.ensure_future(answer) for name, answer in answers.items()}
+    if not calls:
+        return []
+    done, late = await asyncio.wait(calls.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    failed = [name for name, call in calls.items() if call in done and call.exception() is not None]
+    for call in late:
+        call.cancel()
+    if failed:
+        return [await within(calls[failed[0]], timeout_s, f"{what} ({failed[0]})")]
+    if late:
+        names = ", ".join(name for name, call in calls.items() if call in late)
+        raise RunFailed(f"{what}: no answer from {names} within {timeout_s:g} s")
+    return [call.result() for call in calls.values()]
 
 
 async def within(answer: Awaitable[Any], timeout_s: float, what: str) -> Any:

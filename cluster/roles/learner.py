@@ -6,6 +6,7 @@ Heavy imports stand inside the methods, so that importing this file (the driver 
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -38,7 +39,7 @@ class LearnerSpec:
     """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
     absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
     has one (reference_path None). temperature: of sampling, which training
-    divides logits by too. device: "cpu" or "cuda"."""
+    divides logits by too. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports)."""
 
     trains: Training
     policy: LearnerSettings | None
@@ -47,6 +48,8 @@ class LearnerSpec:
     device: str
     timeout_s: float
     temperature: float = 1.0
+    transport: str = "object_store"
+    weights_timeout_s: float = 600.0
 
 
 def free_port() -> int:
@@ -165,8 +168,25 @@ class LearnerRole:
 
     # --- weights, state, files ---
 
-    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary]:
-        yield from self.policy.weights(max_bytes)
+    def link(self, size: int) -> Any:
+        """Where engines meet this rank, for weights that do not come through the object store; None where they need
+        not."""
+        return self._sender.link(size)
+
+    def weights(self, max_bytes: int) -> Iterator[WeightBucket | WeightSummary | Any]:
+        """See LearnerBase.weights."""
+        yield from self.policy.weights(max_bytes, self._sender)
+
+    def release_weights(self) -> None:
+        """Every engine has the version that was made last."""
+        self._sender.release()
+
+    @functools.cached_property
+    def _sender(self) -> Any:
+        from actors.transports import sender_for
+
+        spec = self._spec
+        return sender_for(spec.transport, spec.device, spec.weights_timeout_s) if self._rank == 0 else None
 
     def copy_bytes_per_s(self, nbytes: int) -> float:
         """The best of three copies of so many bytes."""

@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,33 @@ from cluster.pool.handle import WorkerIdentity, WorkerPulse
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """kind: the engine, "vllm" or "torch". device: "cpu" or "cuda". transport: how weights come (actors/transports)."""
+
+    engine: EngineSettings
+    kind: str
+    device: str
+    transport: str
+    stall_timeout_s: float
+    weights_timeout_s: float
+
+
 class RolloutRole:
     """A rollout worker: an engine in its thread, and the policy version it holds."""
 
-    def __init__(self, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
+    def __init__(self, spec: RolloutSpec) -> None:
         from actors.rollout import RolloutWorker
         from actors.rollout_server import RolloutServer
+        from actors.transports import receiver_for
 
-        self._settings, self._kind = settings, kind
+        self._settings, self._kind = spec.engine, spec.kind
         self._server = RolloutServer(
-            lambda: RolloutWorker(_rollout_engine(settings, kind), stall_timeout_s=stall_timeout_s)
+            lambda: RolloutWorker(
+                _rollout_engine(spec.engine, spec.kind),
+                receiver=receiver_for(spec.transport, spec.device, spec.weights_timeout_s),
+                stall_timeout_s=spec.stall_timeout_s,
+            )
         )
         self._next = 0
         self._early: dict[int, tuple[str, Any, Future[Any]]] = {}
@@ -66,7 +83,8 @@ class RolloutRole:
         return await asyncio.wrap_future(self._server.interrupt())
 
     async def in_turn(self, turn: int, verb: str, argument: Any) -> Any:
-        """adopt, begin_publish, receive, finish_publish, probe, admit: when all calls of earlier turns have begun."""
+        """Calls about weights (adopt, begin_publish, connect, receive, finish_publish, probe, admit), each when all
+        calls of earlier turns have begun."""
         answer: Future[Any] = Future()
         answer.set_running_or_notify_cancel()  # who stops waiting cancels nothing
         self._early[turn] = (verb, argument, answer)

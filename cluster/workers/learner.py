@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.transports.interface import Link
 from actors.types import WeightSummary
 from cluster.columns import Ref, StepColumns
 from cluster.errors import RunFailed
@@ -92,20 +93,32 @@ class LearnerGroup:
         return get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
 
     def weights(
-        self, max_bytes: int, timeout_s: float, on_bucket: Callable[[Ref], None]
+        self, max_bytes: int, timeout_s: float, on_parcel: Callable[[Ref], None], parcels: bool = False
     ) -> tuple[list[Ref], WeightSummary]:
-        """(bucket references, their summary) of the current policy; `on_bucket` hears of each as soon as it is there.
-        The driver owns the buckets, so they outlive a rank."""
+        """(bucket references, their summary) of the current policy; `on_parcel` hears of what each engine is to take as
+        soon as it is there: the buckets themselves, or with `parcels` what the transport makes of each, which follows
+        it. The driver owns the buckets, so they outlive a rank."""
         streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
         refs: list[Ref] = []
-        for ref in _drain(streams[0], timeout_s):
-            if refs:  # the stream's last item is the summary: a bucket is known to be one when another item follows
-                on_bucket(refs[-1])
+        for place, ref in enumerate(_drain(streams[0], timeout_s)):
+            if parcels and place % 2:
+                on_parcel(ref)  # at once: what it announces may be waited for before the stream goes on
+                continue
+            if refs and not parcels:  # the last is the summary: a bucket is known to be one when another item follows
+                on_parcel(refs[-1])
             refs.append(ref)
         for stream in streams[1:]:
             for _ in _drain(stream, timeout_s):
                 pass
         return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
+
+    def link(self, size: int) -> Link | None:
+        """Where a group of so many meets to receive weights; None if the transport needs none."""
+        return get(self._ranks[0].link.remote(size), self._timeout_s, "opening a group for the weights")
+
+    def release_weights(self) -> None:
+        """Every engine has the version that was made last."""
+        get(self._ranks[0].release_weights.remote(), self._timeout_s, "releasing the weights")
 
     def copy_bytes_per_s(self, nbytes: int) -> float:
         """How fast rank 0's machine copies so many bytes from memory to memory: what publishing is held against."""

@@ -16,39 +16,35 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.engine import EngineSettings
 from actors.generation import RolloutStats
+from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.placement import RolePlan
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
 from cluster.pool.ticket import Ticket
-from cluster.roles.rollout import RolloutRole
+from cluster.roles.rollout import RolloutRole, RolloutSpec
 from cluster.workers.calls import first_line, options
 
 MANY = 10_000
 """Calls that a worker's event loop may have under way: tickets wait in its engine, never in Ray."""
 
 
-def start_rollout(
-    role: RolePlan, settings: EngineSettings, kind: str, stall_timeout_s: float
-) -> Callable[[str], RolloutHandle]:
+def start_rollout(role: RolePlan, spec: RolloutSpec) -> Callable[[str], RolloutHandle]:
     """What starts one more worker, by name."""
-    return lambda name: RayRollout(role, name, settings, kind, stall_timeout_s)
+    return lambda name: RayRollout(role, name, spec)
 
 
 class RayRollout:
     """One rollout worker's actor."""
 
-    def __init__(self, role: RolePlan, name: str, settings: EngineSettings, kind: str, stall_timeout_s: float) -> None:
+    def __init__(self, role: RolePlan, name: str, spec: RolloutSpec) -> None:
         given = options(role, name)
         self._group = None
         if role.gpus >= 1:
             self._group = placement_group([{"CPU": role.cpus, "GPU": role.gpus}], name=name)
             given["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group)
-        self._actor = (
-            ray.remote(RolloutRole).options(max_concurrency=MANY, **given).remote(settings, kind, stall_timeout_s)
-        )
+        self._actor = ray.remote(RolloutRole).options(max_concurrency=MANY, **given).remote(spec)
         self._turn = 0
 
     async def start(self) -> WorkerIdentity:
@@ -69,8 +65,11 @@ class RayRollout:
     async def begin_publish(self, number: int) -> None:
         await self._in_turn("begin_publish", number)
 
-    async def receive(self, bucket: Ref) -> None:
-        await self._in_turn("receive", bucket)
+    async def connect(self, link: Link) -> None:
+        await self._in_turn("connect", link)
+
+    async def receive(self, parcel: Ref) -> None:
+        await self._in_turn("receive", parcel)
 
     async def finish_publish(self, version: PolicyVersion) -> None:
         await self._in_turn("finish_publish", version)

@@ -34,8 +34,9 @@ class LocalPool:
     def __init__(self, worker: RolloutWorker) -> None:
         self.worker = worker
 
-    def begin_publish(self, number: int) -> None:
+    def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
         self.worker.begin_publish(number)
+        return ("here",), False
 
     def receive(self, bucket: Any) -> None:
         self.worker.receive(bucket)
@@ -61,10 +62,10 @@ class LocalLearner:
     def __init__(self, policy: PolicyLearner) -> None:
         self.policy = policy
 
-    def weights(self, max_bytes: int, timeout_s: float, on_bucket: Any) -> tuple[list[Any], Any]:
+    def weights(self, max_bytes: int, timeout_s: float, on_parcel: Any, parcels: bool) -> tuple[list[Any], Any]:
         *buckets, summary = self.policy.weights(max_bytes)
         for bucket in buckets:
-            on_bucket(bucket)
+            on_parcel(bucket)
         return buckets, summary
 
     def policy_logprobs(self, chunks: list[SampleBatch], temperature: float) -> tuple[Any, ...]:

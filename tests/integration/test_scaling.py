@@ -54,7 +54,8 @@ def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trai
     run, log, slow = tmp_path / "run", tmp_path / "run.log", tmp_path / "slow"
     slow.touch()
     paced = {"reward": {"functions": {"digits": {"function": "tests/integration/rewards.py:paced_digit_share"}}}}
-    path = recipe(tmp_path, tiny_model, **AHEAD, **paced)
+    # By broadcast, whose group must follow the pool: every publish here needs all its members.
+    path = recipe(tmp_path, tiny_model, **AHEAD, **paced, weights={"transport": "collective", "timeout_s": 60})
     process = start("train", path, "--run-dir", run, log=log, **{SLOW: str(slow)})
     try:
         wait_for_step(process, run, 2)
@@ -93,7 +94,8 @@ def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trai
 def test_a_killed_run_that_was_ahead_resumes_and_trains_every_prompt_once(tiny_model: Path, tmp_path: Path) -> None:
     """What was under way at the commit is generated again, not lost and not admitted twice."""
     run, log = tmp_path / "run", tmp_path / "run.log"
-    path = recipe(tmp_path, tiny_model, **AHEAD | {"steps": 12, "checkpoint": {"every_steps": 4, "export": False}})
+    changes = {"steps": 12, "checkpoint": {"every_steps": 4, "export": False}, "weights": {"transport": "sparse_delta"}}
+    path = recipe(tmp_path, tiny_model, **AHEAD | changes)
     process = start("train", path, "--run-dir", run, log=log)
     try:
         wait_for_step(process, run, 6)

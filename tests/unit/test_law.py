@@ -30,7 +30,7 @@ RAY_IMPORTERS = {
 }
 SERVING = "serve/"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90
-LOOPS = {"cluster/ppo.py", "cluster/dpo.py"}
+LOOPS = {f"cluster/{name}.py" for name in ("ppo", "dpo", "online_dpo", "partial", "one_step_off", "asynchronous")}
 
 
 def sources() -> list[Path]:

@@ -1,0 +1,64 @@
+"""Which transport a config gets, and what is refused."""
+
+import pytest
+
+from cluster.config.transport import choose_transport, hardware_lacks
+from tests.fixtures.configs import DPO, GRPO, config, problems
+
+LORA = "model.lora={rank: 4}"
+COLOCATED = ["weights.transport=cuda_ipc", "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.4"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_chooses_and_says_why(device):
+    name, why = choose_transport(config(GRPO), device)
+    assert name == "object_store" and ("shared memory" in why) == (device == "cpu")
+    assert choose_transport(config(GRPO, LORA), device) == ("object_store", "an adapter is small")
+
+
+def test_a_transport_that_is_named_is_taken():
+    named = config(GRPO, "weights.transport=collective")
+    assert choose_transport(named, "cpu") == ("collective", "named by weights.transport")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["weights.transport=sparse_delta"], []),
+        (["weights.transport=object_store", "rollout.tensor_parallel=2", LORA], []),
+        (COLOCATED, []),
+        (
+            ["weights.transport=collective", LORA],
+            ["weights.transport: an adapter is small and travels whole, got collective; use object_store or remove it"],
+        ),
+        (
+            ["weights.transport=collective", "rollout.tensor_parallel=2"],
+            [
+                "weights.transport: an engine over 2 devices takes weights in one process only, got collective; use "
+                "object_store"
+            ],
+        ),
+        (
+            ["weights.transport=cuda_ipc"],
+            [
+                "weights.transport: cuda_ipc needs learner and engine on one GPU; set learner.gpus_per_rank below 1 or "
+                "use object_store, got gpus_per_rank 1"
+            ],
+        ),
+        (
+            [*COLOCATED, "rollout.workers=2"],
+            ["weights.transport: cuda_ipc serves the one worker beside the learner, got 2 workers"],
+        ),
+    ],
+)
+def test_what_a_transport_excludes_is_refused(overrides, expected):
+    assert problems(GRPO, *overrides) == expected
+
+
+def test_hardware_that_lacks_is_named_with_the_way_out():
+    colocated = config(GRPO, *COLOCATED)
+    assert hardware_lacks(colocated, "cuda") is None
+    assert hardware_lacks(colocated, "cpu") == (
+        "weights.transport: cuda_ipc shares the memory of a GPU and there is none here; use object_store"
+    )
+    assert hardware_lacks(config(DPO), "cpu") is None
