@@ -6,9 +6,11 @@ out: the pool itself (pool/), the actors (workers/rollout.py).
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,9 +21,10 @@ from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
 from cluster.placement import Placement, RolePlan
 from cluster.pool.core import Deadlines
+from cluster.pool.demand import bundles_of
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec
-from cluster.workers import free_resources, put, start_rollout
+from cluster.workers import NodeRequests, free_resources, put, start_rollout
 
 RESERVE = 1 << 30
 """Memory that is left alone when workers are added on this machine."""
@@ -43,6 +46,9 @@ def start_pool(
         stall_timeout_s=rollout.stall_timeout_s,
         weights_timeout_s=config.weights.timeout_s,
     )
+    room: dict[str, Any] = {"refuse": lambda more: shortage_of(more, role, worker_bytes(config, placement, model))}
+    if config.ray.on_demand:
+        room = {"resized": node_requests(config.name, placement)}
     return RolloutPool(
         start_rollout(role, spec),
         role.count,
@@ -50,8 +56,22 @@ def start_pool(
         sequences=rollout.max_num_seqs,
         deadlines=Deadlines(config.ray.start_timeout_s, rollout.timeout_s, config.weights.timeout_s),
         tell=tell,
-        refuse=lambda more: shortage_of(more, role, worker_bytes(config, placement, model)),
+        **room,
     )
+
+
+def node_requests(name: str, placement: Placement) -> Callable[[int], None]:
+    """What tells the cluster's autoscaler how many rollout workers the run is to have; 0 ends the request."""
+    nodes = NodeRequests(f"{name}-{uuid.uuid4().hex[:8]}")
+    nodes.want(bundles_of(placement, placement.role("rollout").count))
+
+    def resized(count: int) -> None:
+        if count:
+            nodes.want(bundles_of(placement, count))
+        else:
+            nodes.close()
+
+    return resized
 
 
 def worker_bytes(config: Config, placement: Placement, model: Path) -> int:

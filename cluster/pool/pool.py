@@ -29,7 +29,8 @@ T = TypeVar("T")
 class RolloutPool:
     """start: makes the handle of a new worker. put: a reference of what workers are to fetch. sequences: that an engine
     runs at once. tell: hears (kind, text) of what happens to workers, on the pool's thread. refuse: why the cluster has
-    no room for so many more, or None; asked when the pool is scaled."""
+    no room for so many more, or None; asked when the pool is scaled. resized: hears how many workers there are to be
+    from then on, and 0 at the end."""
 
     def __init__(
         self,
@@ -41,8 +42,10 @@ class RolloutPool:
         deadlines: Deadlines,
         tell: Callable[[str, str], None] = lambda kind, text: None,
         refuse: Callable[[int], str | None] = lambda more: None,
+        resized: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._put = put
+        self._resized = resized
         self._refuse = refuse
         self._deadlines = deadlines
         self._tickets = 0
@@ -85,9 +88,11 @@ class RolloutPool:
         if more > 0:
             if (wrong := self._refuse(more)) is not None:
                 raise UserError(wrong)
+            self._resized(count)
             self._soon(lambda: self._core.add(more))
             return f"{more} more {'worker' if more == 1 else 'workers'} on the way to {count}"
         if more < 0:
+            self._resized(count)
             self._post(self._core.remove(-more))
             return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
         return f"there are {count} already"
@@ -182,6 +187,7 @@ class RolloutPool:
         if self._closed:
             return
         self._closed = True
+        self._resized(0)
         self._ask(self._finish(), "closing the pool")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -4,10 +4,21 @@ In: settings and references. Out: references and small statistics; a payload pas
 reference, given as a top-level argument, which is where Ray resolves it. Left out: what the roles do (roles/).
 """
 
+from cluster.workers.broker import NodeRequests
 from cluster.workers.calls import get, put
 from cluster.workers.learner import LearnerGroup
 from cluster.workers.nodes import NodeAnswer, free_resources, on_every_node
 from cluster.workers.rollout import start_rollout
 from cluster.workers.scorer import ScorerPool
 
-__all__ = ["LearnerGroup", "NodeAnswer", "ScorerPool", "free_resources", "get", "on_every_node", "put", "start_rollout"]
+__all__ = [
+    "LearnerGroup",
+    "NodeAnswer",
+    "NodeRequests",
+    "ScorerPool",
+    "free_resources",
+    "get",
+    "on_every_node",
+    "put",
+    "start_rollout",
+]

@@ -46,20 +46,28 @@ MARK = "RAYLIGN_TEST_RUN"
 def left_behind(log: Path, timeout_s: float = 20) -> list[str]:
     """Command lines of the run's processes that are still there after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
-    while (found := _marked(str(log))) and time.monotonic() < deadline:
+    while (found := marked(str(log))) and time.monotonic() < deadline:
         time.sleep(0.5)
-    return found
+    return [line for process in found if (line := _command_line(process))]
 
 
-def _marked(mark: str) -> list[str]:
+def marked(mark: str) -> list[psutil.Process]:
+    """Live processes that were started under this mark."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(" ".join(process.cmdline()))
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended while we looked, or not ours
             continue
     return found
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
