@@ -29,6 +29,7 @@ from cluster.inputs import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.pool.autoscale import Autoscaler, StepLoad
+from cluster.pool.member import MemberState
 from cluster.pool.usage import PoolUsage
 from cluster.publish import Publisher
 from cluster.records import sample_records
@@ -164,7 +165,15 @@ class OnlineJob(Job):
         self.events.write("autoscale", f"{said}: {decision.reason}", step, rollout=decision.workers)
 
     def verbs(self) -> Mapping[str, Callable[..., str]]:
-        return {"scale": self._scale}
+        return {"scale": self._scale, "workers": self._workers}
+
+    def _workers(self) -> str:
+        """The rollout workers that are there, each with its state and the version it serves."""
+        gone = {MemberState.RETIRED.value, MemberState.DEAD.value}
+        here = [member for member in self.rollouts.members() if member[1] not in gone]
+        return ", ".join(
+            f"{name} {state}" + ("" if version is None else f" at version {version}") for name, state, version in here
+        )
 
     def _scale(self, rollout: int) -> str:
         said = self.rollouts.scale(rollout)

@@ -19,10 +19,14 @@ from cluster.run.text import duration, number
 
 if TYPE_CHECKING:
     from cluster.jobs import JobView
+    from cluster.run.directory import RunDirectory
     from cluster.run.stages import PipelineDirectory
 
 RECENT_STEPS = 20
 """Steps whose median time the estimate rests on: one slow evaluation must not move it."""
+
+DRIVER_S = 3.0
+"""How long `status` waits for a driver to say who works for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +70,24 @@ def run_lines(run_dir: str) -> list[str]:
     at = progress(read_metrics(run.metrics_file), int(run.read_config()["steps"]))
     left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
     width = max((len(name) for name in at.latest), default=0)
-    return [f"{run}: step {at.step} of {at.steps}{left}"] + [
-        f"  {name:<{width}}  {number(value)}" for name, value in at.latest.items()
+    return [
+        f"{run}: step {at.step} of {at.steps}{left}",
+        *_worker_lines(run),
+        *(f"  {name:<{width}}  {number(value)}" for name, value in at.latest.items()),
     ]
+
+
+def _worker_lines(run: RunDirectory) -> list[str]:
+    """Who works for the run now, as its driver says; nothing once it has ended, or for a run without rollouts."""
+    from cluster.errors import UserError
+    from cluster.run.control import ask
+
+    if not run.in_use():
+        return []
+    try:
+        return [f"  workers: {ask(run, 'workers', timeout_s=DRIVER_S)}"]
+    except UserError as error:  # fault boundary: what the files say is shown whether the driver answers or not
+        return [] if "has nothing of this name" in str(error) else [f"  workers: not known ({error})"]
 
 
 def _stage_lines(pipeline: PipelineDirectory) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import time
@@ -66,6 +67,11 @@ def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trai
         wait_for_event(process, run, "rollout-1 joined")
         wait_for_event(process, run, "rollout-2 joined")
         wait_for_step(process, run, len(rows(run)) + 3)
+        shown = subprocess.run(command("status", run), cwd=REPO, capture_output=True, text=True, timeout=60, check=True)
+        assert re.search(
+            r"workers: rollout-0 healthy at version \d+, rollout-1 healthy at version \d+, rollout-2 healthy at",
+            shown.stdout,
+        )
         assert scale_run(str(run), 1) == "2 workers leave, 1 stay"
         wait_for_event(process, run, "rollout-1 left")
         wait_for_event(process, run, "rollout-2 left")

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cluster.commands.scale import scale
+from cluster.commands.status import run_lines
 from cluster.control import scale_run
 from cluster.errors import RunFailed, UserError
 from cluster.run.control import ControlServer, ask
@@ -89,6 +90,23 @@ def test_a_driver_that_ends_answers_who_asked_last_and_one_that_dies_is_not_wait
     assert heard[0] == "scale: this run has come to its end"
     assert heard[1].endswith("ended before it answered; see its log")
     assert list((run.root / "control").iterdir()) == []
+
+
+def test_status_shows_who_works_for_a_run_that_goes_on(run):
+    def second_line() -> str:
+        return run_lines(str(run))[1]
+
+    with run.lock(), ControlServer(run, {"workers": lambda: "rollout-0 healthy at version 3, rollout-1 joining"}):
+        assert second_line() == "  workers: rollout-0 healthy at version 3, rollout-1 joining"
+    assert "workers:" not in second_line(), "it has ended"
+    with run.lock(), ControlServer(run, {}):
+        assert "workers:" not in second_line(), "a run on stored rows has none"
+
+
+def test_status_does_not_wait_long_for_a_driver_that_does_not_answer(run, monkeypatch):
+    monkeypatch.setattr("cluster.commands.status.DRIVER_S", 0.1)
+    with run.lock():
+        assert "workers: not known (the driver in" in run_lines(str(run))[1]
 
 
 def test_a_verb_that_breaks_is_told_and_the_next_is_answered(run):
