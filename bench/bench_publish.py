@@ -1,8 +1,9 @@
-"""Seconds to publish SmolLM2-135M to two engines, proof included, and the same bytes merely copied.
+"""Seconds to publish SmolLM2-135M to two and to four engines, proof included, and the same bytes merely copied.
 
-A run of a few GRPO steps with two rollout workers; `sync/seconds` spans the learner's gather, the object store, both
-engines' load, the digest of what they received, and the probe on recorded samples. Also quotes, from the same run,
-the share of a step outside generate, score, update and publish. A second run, of the demo's recipe, tells the seconds
+Runs of a few GRPO steps; `sync/seconds` spans the learner's gather, the object store, both
+engines' load, the digest of what they received, and the probe on recorded samples. Beside it the learner's machine
+copies 64 MB from memory to memory, in the same run. Also quoted, from the run with two: the share of a step outside
+generate, score, update and publish. A last run, of the demo's recipe, tells the seconds
 from `raylign train` to its first rollout: the engines have then generated the batch on which they are calibrated.
 """
 
@@ -16,48 +17,62 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from bench.common import MODEL, TASK, seconds, table
+from bench.common import MODEL, TASK, table
 
-WORKERS, STEPS = 2, 6
+WORKERS, STEPS = (2, 4), 6
 DEMO = Path("deploy/recipes/ppo_demo.yaml")
 
 
-def main() -> None:
-    recipe = {
+def recipe(workers: int) -> dict:
+    return {
         "name": "bench",
         "steps": STEPS,
         "algorithm": {"name": "grpo"},
         "model": {"path": MODEL, "max_length": 256},
         "data": {"reasoning_gym": {"task": TASK["task"], "params": TASK["task_params"], "size": 500}},
         "reward": {"functions": {"correct": {"function": "last_number"}}},
-        "rollout": {"workers": WORKERS, "prompts_per_step": 8, "sampling": {"samples_per_prompt": 8, "max_tokens": 24}},
+        "rollout": {"workers": workers, "prompts_per_step": 8, "sampling": {"samples_per_prompt": 8, "max_tokens": 24}},
         "learner": {"micro_batch_tokens": 1024, "optimizer": {"lr": 1e-6}},
         "checkpoint": {"every_steps": 1000, "export": False},
     }
+
+
+def main() -> None:
+    runs: dict[int, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe))
-        run = Path(folder) / "run"
-        train(path, run)
-        rows = lines(run / "metrics.jsonl")[1:]
+        for workers in WORKERS:
+            path, run = Path(folder) / f"{workers}.yaml", Path(folder) / f"run-{workers}"
+            path.write_text(yaml.safe_dump(recipe(workers)))
+            train(path, run)
+            runs[workers] = lines(run / "metrics.jsonl")[2:]
         start_s = seconds_to_first_rollout(Path(folder) / "demo")
-    first = rows[0]
-    sync_s = statistics.median(row["sync/seconds"] for row in rows[1:])
-    size = int(first["sync/bytes"])
-    payload = np.ones(size, np.uint8)
-    copy_s = statistics.median(seconds(payload.copy) for _ in range(5))
-    other = statistics.median(row["time/other_fraction"] for row in rows[1:])
+
+    def median(workers: int, name: str) -> float:
+        return statistics.median(row[name] for row in runs[workers])
+
+    published = [
+        [
+            workers,
+            median(workers, "sync/seconds"),
+            int(median(workers, "sync/bytes")),
+            median(workers, "throughput/sync_bytes_per_s") / 1e9,
+            median(workers, "throughput/copy_bytes_per_s") / 1e9,
+            median(workers, "throughput/sync_bytes_per_s") / median(workers, "throughput/copy_bytes_per_s"),
+        ]
+        for workers in WORKERS
+    ]
     table(
-        f"Publish to {WORKERS} engines, start and overhead, SmolLM2-135M bfloat16, median of {STEPS - 1} steps",
+        f"Publish, proof included, SmolLM2-135M bfloat16, median of {STEPS - 1} steps",
+        ["engines", "s", "bytes a version", "GB/s to all engines", "GB/s of a plain copy", "share of the copy"],
+        published,
+    )
+    table(
+        "Start and overhead",
         ["what", "value"],
         [
-            ["publish, proof included (s)", sync_s],
-            ["bytes a version", size],
-            ["plain copy of those bytes, for scale (s)", copy_s],
-            ["share of a step outside generate, score, update, publish", other],
+            ["share of a step outside generate, score, update, publish", median(WORKERS[0], "time/other_fraction")],
             ["`raylign train` to the first rollout, demo recipe, warm cache (s)", start_s],
         ],
     )

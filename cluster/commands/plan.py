@@ -55,4 +55,10 @@ def plan(
     for kind, count, ranks, step_s, learner_idle, idle in found:
         mark = " <" if (kind, count, ranks) == best[:3] else ""
         table.add_row(kind, str(count), str(ranks), f"{step_s:.2f}{mark}", f"{learner_idle:.0%}", f"{idle:.0%}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if config["ray"]["address"] == "local":
+        console.print(
+            "The run's roles took turns on one machine. What overlaps there divides its processors: the steps of "
+            "one_step_off and asynchronous are those of roles with processors of their own."
+        )
