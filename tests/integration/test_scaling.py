@@ -17,7 +17,7 @@ import pytest
 from cluster.control import scale_run
 from cluster.errors import UserError
 from tests.integration.rewards import SLOW
-from tests.integration.runs import REPO, command, left_behind, recipe, rows, start, stop, wait_for_step
+from tests.integration.runs import REPO, command, left_behind, merged, recipe, rows, start, stop, wait_for_step
 
 AHEAD: dict[str, Any] = {
     "deterministic": False,
@@ -98,10 +98,22 @@ def test_workers_join_and_leave_while_a_run_learns_and_no_prompt_is_lost_or_trai
 
 
 def test_a_killed_run_that_was_ahead_resumes_and_trains_every_prompt_once(tiny_model: Path, tmp_path: Path) -> None:
-    """What was under way at the commit is generated again, not lost and not admitted twice."""
+    """What was under way at the commit is generated again, not lost and not admitted twice. Decoding takes several
+    times as long as learning here, so the run asks for a second worker by itself."""
     run, log = tmp_path / "run", tmp_path / "run.log"
-    changes = {"steps": 12, "checkpoint": {"every_steps": 4, "export": False}, "weights": {"transport": "sparse_delta"}}
-    path = recipe(tmp_path, tiny_model, **AHEAD | changes)
+    ahead = merged(
+        AHEAD,
+        {
+            "steps": 12,
+            "checkpoint": {"every_steps": 4},
+            "weights": {"transport": "sparse_delta"},
+            "rollout": {
+                "sampling": {"max_tokens": 40},
+                "autoscale": {"min": 1, "max": 2, "target_idle": 0.02, "cooldown_s": 0.1},
+            },
+        },
+    )
+    path = recipe(tmp_path, tiny_model, **ahead)
     process = start("train", path, "--run-dir", run, log=log)
     try:
         wait_for_step(process, run, 6)
@@ -116,4 +128,9 @@ def test_a_killed_run_that_was_ahead_resumes_and_trains_every_prompt_once(tiny_m
     finally:
         stop(again)
     assert [row["step"] for row in rows(run)] == list(range(13))
+    asked = [event for event in map(json.loads, (run / "events.jsonl").open()) if event["kind"] == "autoscale"]
+    assert asked[0]["rollout"] == 2 and re.fullmatch(
+        r"1 more worker on the way to 2: the learner waited for \d+% of the step, the target is 2%: .* of learning",
+        asked[0]["text"],
+    )
     assert fates(run) == [("trained", 12 * 8, 12 * 8)]

@@ -16,9 +16,13 @@ const LEARNING = [
   { names: ["response/truncated"], title: "Cut off at the limit", note: "share of responses without an end" },
 ];
 const ENGINES = [
-  { names: ["throughput/tokens_per_s"], title: "Throughput", note: "tokens per second" },
+  { names: ["throughput/tokens_per_s", "throughput/engine_tokens_per_s"], title: "Decoding", note: "tokens per second: all workers', and by their engines' own steps alone" },
+  { names: ["throughput/sync_bytes_per_s", "throughput/copy_bytes_per_s"], title: "Publishing", note: "bytes per second to all engines, beside a plain copy in memory" },
+  { names: ["rollout/workers"], title: "Rollout workers", note: "that served at the end of the step" },
+  { parts: /^time\/learner_\w+_fraction$/, title: "The learner's time", note: "share of a step: computing, and what it waited for" },
+  { parts: /^time\/rollout_\w+_fraction$/, title: "The rollout workers' time", note: "share of it all: generating, publishing, and what they waited for" },
   { names: ["sync/mismatch"], title: "Engine against learner", note: "mean |difference| of log-probs after a publish" },
-  { names: ["sync/seconds"], title: "Publish", note: "seconds until every engine has proved the new version" },
+  { names: ["sync/seconds"], title: "Publish time", note: "seconds until every engine has proved the new version" },
   { names: ["staleness/mean", "staleness/max"], title: "Staleness", note: "versions between sampling and training: mean and max", quiet: true },
 ];
 const CYCLE = ["blue", "orange", "green", "pink", "purple", "teal", "yellow", "grey"];
@@ -77,7 +81,7 @@ function curveCard(spec, names) {
   const holes = sum(names.map((name) => SERIES.not_finite[name] || 0));
   const warning = holes ? `not finite at ${holes} step${holes > 1 ? "s" : ""}` : "";
   const { card, area } = frame(spec.title, spec.note, names.length === 1 ? number(last) : "", warning, spec.wide);
-  const label = (name) => (names.length > 1 ? name.replace(/^[^/]*\//, "") : name);
+  const label = (name) => (names.length > 1 ? name.replace(/^[^/]*\//, "").replace(/^(?:learner|rollout)_(\w+)_fraction$/, "$1") : name);
   return { card, draw: () => plot(area, () => ({
     traces: [
       ...(spec.band && has(spec.band) && has(names[0]) ? band(names[0], spec.band, "blue").map((t) => ({ ...t, showlegend: false })) : []),
