@@ -19,6 +19,8 @@ def plan(
     run_dir: Annotated[str, typer.Argument(help="A run of the recipe, some steps long.", metavar="RUN")],
     workers: Annotated[str, typer.Option(help="Rollout workers to try, with commas.")] = "1,2,4,8",
     gpus: Annotated[int | None, typer.Option(help="Split so many between workers and ranks instead.", min=2)] = None,
+    nodes: Annotated[int | None, typer.Option(help="Split the GPUs of so many nodes instead.", min=1)] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="With --nodes.", min=1)] = 8,
     max_staleness: Annotated[int, typer.Option(help="Of the asynchronous schedule.", min=1)] = 2,
 ) -> None:
     """Predict step time and idle shares for other sizes and schedules."""
@@ -41,6 +43,11 @@ def plan(
         tried = [int(count) for count in workers.split(",")]
     except ValueError as error:
         raise UserError(f"--workers takes numbers with commas, got {workers!r}") from error
+    if nodes is not None and gpus is not None:
+        raise UserError(f"--nodes and --gpus both say how many GPUs there are, got {nodes} and {gpus}; give one")
+    gpus = nodes * gpus_per_node if nodes is not None else gpus
+    if gpus == 1:
+        raise UserError("one GPU cannot be split; give --nodes or --gpus-per-node a larger number")
     splits = [(n, measured.ranks) for n in tried] if gpus is None else [(n, gpus - n) for n in range(1, gpus)]
     found = []
     for kind, (staleness, settle) in SCHEDULES.items():

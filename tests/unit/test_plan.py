@@ -83,10 +83,19 @@ def test_the_command_prints_every_size_and_marks_the_shortest_step(tmp_path, cap
     run, _ = a_run(tmp_path / "run")
     kept = make_fake_run(tmp_path / "fake")
     write_samples(run.samples_file(1), read_samples(kept.samples_file(kept.sample_steps()[0])))
-    plan(str(run.root), workers="1,2", gpus=None, max_staleness=2)
+    given = {"workers": "1", "gpus": None, "nodes": None, "gpus_per_node": 8, "max_staleness": 2}
+    plan(str(run.root), **given | {"workers": "1,2"})
     shown = capsys.readouterr().out
-    assert shown.count("asynchronous") == 2 and shown.count(" <") == 1
-    plan(str(run.root), workers="1", gpus=4, max_staleness=2)
-    assert capsys.readouterr().out.count("one_step_off") == 3
-    with pytest.raises(UserError, match="--workers takes numbers with commas, got 'many'"):
-        plan(str(run.root), workers="many", gpus=None, max_staleness=2)
+    assert shown.count("asynchronous │") == 2 and shown.count(" <") == 1
+    assert "took turns on one machine" in shown
+    plan(str(run.root), **given | {"gpus": 4})
+    assert capsys.readouterr().out.count("one_step_off │") == 3
+    plan(str(run.root), **given | {"nodes": 2, "gpus_per_node": 4})
+    assert capsys.readouterr().out.count("one_step_off │") == 7
+    for wrong, said in (
+        ({"workers": "many"}, "--workers takes numbers with commas, got 'many'"),
+        ({"gpus": 4, "nodes": 2}, "--nodes and --gpus both say how many GPUs there are, got 2 and 4; give one"),
+        ({"nodes": 1, "gpus_per_node": 1}, "one GPU cannot be split"),
+    ):
+        with pytest.raises(UserError, match=said):
+            plan(str(run.root), **given | wrong)
