@@ -6,6 +6,7 @@ reaps them when it dies, however it dies. Left out: checks of the input (command
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
 from dataclasses import dataclass
@@ -158,6 +159,8 @@ def logical_cpus(config: Config) -> int:
 def _placement(config: Config, cluster: Cluster) -> Placement:
     # Threads follow the cores of a machine, this one standing for all: a cluster's logical CPUs are a sum of promises.
     gpus = cluster.resources()[1]
+    if config.ray.on_demand is not None:  # what is up now says nothing of what will be
+        gpus = math.inf if config.ray.on_demand == "cuda" else 0.0
     placement = plan(config, os.cpu_count() or 1, gpus)
     problem = shortage(placement, gpus) or hardware_lacks(config, placement.device)
     if problem is not None:

@@ -105,8 +105,11 @@ class Publisher:
         try:
             if self._parcels and not linked and (link := self._learner.link(len(members) + 1)) is not None:
                 self._pool.connect(link)
-            return self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels)
+            return self._learner.weights(
+                self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels, self._pool.watch_publish
+            )
         except RunFailed as error:
+            self._pool.watch_publish()  # an engine's own failure tells more than that the learner waited for it
             if lagging := self._pool.unanswered():
                 raise RunFailed(f"{error} (not through with it: {', '.join(lagging)})") from error
             raise

@@ -47,8 +47,10 @@ def start_pool(
         weights_timeout_s=config.weights.timeout_s,
     )
     room: dict[str, Any] = {"refuse": lambda more: shortage_of(more, role, worker_bytes(config, placement, model))}
-    if config.ray.on_demand:
-        room = {"resized": node_requests(config.name, placement)}
+    if spec.transport == "cuda_ipc":
+        room = {"refuse": lambda more: "weights come through the learner's own GPU, which has room for one worker"}
+    elif config.ray.on_demand:
+        room = {"resized": node_requests(config.name, placement, tell)}
     return RolloutPool(
         start_rollout(role, spec),
         role.count,
@@ -60,9 +62,11 @@ def start_pool(
     )
 
 
-def node_requests(name: str, placement: Placement) -> Callable[[int], None]:
+def node_requests(
+    name: str, placement: Placement, tell: Callable[[str, str], None] = lambda kind, text: None
+) -> Callable[[int], None]:
     """What tells the cluster's autoscaler how many rollout workers the run is to have; 0 ends the request."""
-    nodes = NodeRequests(f"{name}-{uuid.uuid4().hex[:8]}")
+    nodes = NodeRequests(f"{name}-{uuid.uuid4().hex[:8]}", tell=lambda text: tell("nodes", text))
     nodes.want(bundles_of(placement, placement.role("rollout").count))
 
     def resized(count: int) -> None:

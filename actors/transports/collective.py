@@ -9,6 +9,7 @@ somebody misses ends with an error after its deadline. Left out: who is linked (
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -55,15 +56,24 @@ class Group:
 
     def join(self, link: Link) -> None:
         """Returns when all have come."""
+        began = time.monotonic()
         try:
             if link.rank > 0:
                 self._store = dist.TCPStore(link.address, link.port, link.size, False, timeout=self._timeout)
+            # NCCL makes its communicator at the first broadcast and waits there without a deadline: not before all are.
+            if self._store.add("come", 1) == link.size:
+                self._store.set("complete", "yes")
+            self._store.wait(["complete"], self._timeout)
             self._group = self._process_group(link)
         except Exception as error:  # torch raises several kinds here
             raise TransportError(
-                f"the group of {link.size} at {link.address}:{link.port} was not complete within "
-                f"{self._timeout_s:g} s: {first_line(error)}"
+                f"the group of {link.size} at {link.address}:{link.port} {self._outcome(error, began)}"
             ) from error
+
+    def _outcome(self, error: Exception, began: float) -> str:
+        if time.monotonic() - began < 0.95 * self._timeout_s:
+            return f"failed: {first_line(error)}"
+        return f"was not complete within {self._timeout_s:g} s: {first_line(error)}"
 
     def _process_group(self, link: Link) -> Any:
         if self.device.type == "cuda":
@@ -78,14 +88,13 @@ class Group:
             raise TransportError("no group was joined: link the engines before publishing")
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
+        began = time.monotonic()
         try:
             self._group.broadcast([data], options).wait(self._timeout)
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()
         except Exception as error:
-            raise TransportError(
-                f"a broadcast was not complete within {self._timeout_s:g} s: {first_line(error)}"
-            ) from error
+            raise TransportError(f"a broadcast {self._outcome(error, began)}") from error
 
 
 class CollectiveSender:

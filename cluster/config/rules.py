@@ -275,7 +275,10 @@ def _ray(config: Config) -> Iterator[Problem]:
     if address not in ("local", "auto") and ":" not in address:
         yield Problem("ray.address", f"must be local, auto or host:port, got {address!r}")
     if config.ray.on_demand and address == "local":
-        yield Problem("ray.on_demand", "a Ray started here has no autoscaler; set ray.address or remove it, got true")
+        yield Problem(
+            "ray.on_demand",
+            f"a Ray started here has no autoscaler; set ray.address or remove it, got {config.ray.on_demand}",
+        )
     if config.ray.num_cpus is not None and address != "local":
         yield Problem(
             "ray.num_cpus", f"is for a Ray started here, ray.address is {address}, got {config.ray.num_cpus}; remove it"

@@ -215,8 +215,8 @@ class RaySection(Section):
     num_cpus: int | None = Field(default=None, ge=1)
     """Logical CPUs of a local Ray; default: enough for every role."""
     start_timeout_s: Seconds = 600.0
-    on_demand: bool = False
-    """The cluster has an autoscaler: rollout workers that do not fit are asked nodes for, not refused."""
+    on_demand: Literal["cpu", "cuda"] | None = None
+    """The cluster has an autoscaler that brings such nodes: what does not fit is asked for, not refused."""
 
 
 class Weights(Section):

@@ -43,8 +43,16 @@ def transport_problems(config: Config) -> Iterator[Problem]:
             f"an engine over {config.rollout.tensor_parallel} devices takes weights in one process only, got {name}; "
             "use object_store",
         )
+    if name == "collective" and 0 < config.learner.gpus_per_rank < 1:
+        yield Problem(
+            path,
+            "NCCL takes a GPU for each end and learner.gpus_per_rank "
+            f"{config.learner.gpus_per_rank:g} lets them share one; use cuda_ipc or object_store, got collective",
+        )
     if name != "cuda_ipc":
         return
+    if config.learner.ranks > 1:
+        yield Problem(path, f"cuda_ipc is for one rank and one engine on one GPU, got {config.learner.ranks} ranks")
     if not 0 < config.learner.gpus_per_rank < 1:
         yield Problem(
             path,

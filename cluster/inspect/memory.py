@@ -21,7 +21,9 @@ RUNTIME = {"learner": 600 << 20, "rollout": 900 << 20, "scorer": 400 << 20}
 GPU_CONTEXT = 600 << 20
 DRIVER = 1 << 30
 """Driver, supervisor and Ray's own processes on the head node."""
-HOST_PARTS = ("runtime", "offloaded state")
+LAST_VERSION = "last version"
+"""What both ends of a sparse delta keep: the weights that the next change is told against."""
+HOST_PARTS = ("runtime", "offloaded state", LAST_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class RoleMemory:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """shared: bytes in the object store: two versions of what is published, of which one is being replaced."""
+    """shared: bytes in the object store: two versions of what is published, of which one is being replaced; one more
+    where changes travel, which may be as large."""
 
     roles: tuple[RoleMemory, ...]
     shared: int
@@ -73,7 +76,8 @@ def plan_memory(
         models = sum(facts.parameters * 2 for facts in reward_models if facts)  # scorers hold bfloat16
         parts = {"runtime": RUNTIME["scorer"], **({"reward models": models} if models else {})}
         roles.append(RoleMemory("scorer", config.reward.processes, parts, all(reward_models)))
-    return MemoryPlan(tuple(roles), 2 * tuned_parameters(config, policy) * element)
+    versions = 3 if config.weights.transport == "sparse_delta" else 2
+    return MemoryPlan(tuple(roles), versions * tuned_parameters(config, policy) * element)
 
 
 def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> RoleMemory:
@@ -92,6 +96,7 @@ def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> R
             parts[part] = parts.get(part, 0) + size
     if needs_reference(config):
         parts["reference"] = policy.parameters * element
+    parts |= _transport(config, policy, element, copies_on_device=1)
     known = policy.layers > 0
     if known:
         tokens = config.learner.micro_batch_tokens
@@ -166,8 +171,20 @@ def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
         parts["kv cache"] = config.model.max_length * kv_bytes_per_token(facts, config.model.dtype)
     if facts.layers:
         parts["logits"] = rollout.max_num_seqs * facts.vocabulary * 4
+    parts |= _transport(config, facts, element, copies_on_device=0)
     parts["runtime"] = RUNTIME["rollout"]
     return RoleMemory("rollout", rollout.workers, parts, facts.layers > 0)
+
+
+def _transport(config: Config, policy: ModelFacts, element: int, copies_on_device: int) -> dict[str, int]:
+    """Bytes that one end of the weights' transport keeps."""
+    if not config.algorithm.online:
+        return {}
+    size = tuned_parameters(config, policy) * element
+    if config.weights.transport == "sparse_delta":
+        return {LAST_VERSION: size}
+    kept = copies_on_device * size if config.weights.transport == "cuda_ipc" else 0
+    return {"published weights": kept} if kept else {}
 
 
 def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:

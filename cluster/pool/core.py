@@ -35,7 +35,8 @@ class Deadlines:
 
 
 class Core:
-    """start: makes the handle of a new worker by name. tell: (kind, text) of what happened to members."""
+    """start: makes the handle of a new worker by name. tell: (kind, text) of what happened to members. lost: hears, in
+    a thread of its own, how many members are left when one could not join."""
 
     def __init__(
         self,
@@ -44,8 +45,10 @@ class Core:
         sequences: int,
         deadlines: Deadlines,
         tell: Callable[[str, str], None],
+        lost: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._start = start
+        self._lost = lost
         self._deadlines = deadlines
         self._tell = tell
         self.members: dict[str, Member] = {}
@@ -68,16 +71,19 @@ class Core:
     def staying(self) -> list[Member]:
         """Those that serve or will."""
         wanted = (MemberState.JOINING, MemberState.HEALTHY, MemberState.SUSPECT)
-        return [m for m in self.members.values() if m.state in wanted]
+        return [m for m in self.members.values() if m.state in wanted and not m.leaving]
 
     def add(self, count: int) -> list[asyncio.Task[None]]:
         """Start so many workers; a task each that ends when it is healthy."""
         return [self._spawn(self._join(self._new_member())) for _ in range(count)]
 
-    async def remove(self, count: int) -> None:
-        """Let the newest go; those that have not joined yet first. Returns when they are gone."""
+    def remove(self, count: int) -> list[asyncio.Task[None]]:
+        """Let the newest go; those that have not joined yet first. A task each that ends when it is gone."""
         order = sorted(self.staying, key=lambda m: m.state is MemberState.JOINING)
-        await asyncio.gather(*(self._leave(member) for member in order[len(order) - count :]))
+        going = order[len(order) - count :]
+        for member in going:
+            member.leaving = True
+        return [self._spawn(self._leave(member)) for member in going]
 
     def _new_member(self) -> Member:
         name = f"rollout-{self._made}"
@@ -92,6 +98,7 @@ class Core:
             if not member.gone and member.state is not MemberState.DRAINING:
                 member.move(MemberState.DEAD)
                 self._tell("worker", f"{member.name} could not join: {_words(error)}")
+                self._spawn(asyncio.to_thread(self._lost, len(self.staying)))
                 await member.handle.stop()
                 raise
             return  # it was asked to leave before it had joined

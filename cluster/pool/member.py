@@ -38,14 +38,15 @@ ENDS = frozenset({S.DEAD, S.RETIRED})
 
 @dataclass(slots=True)
 class Member:
-    """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. work: tickets it has. spans:
-    what it did, not yet fetched. asked_at, engine_at: when it was asked for, and when its engine ran, on the clock of
-    time.monotonic."""
+    """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. leaving: asked to go, as
+    soon as no publish needs it. work: tickets it has. spans: what it did, not yet fetched. asked_at, engine_at: when it
+    was asked for, and when its engine ran, on the clock of time.monotonic."""
 
     name: str
     handle: RolloutHandle
     state: MemberState = MemberState.JOINING
     version: int | None = None
+    leaving: bool = False
     work: dict[int, Ticket] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     asked_at: float = 0.0

@@ -52,7 +52,7 @@ class RolloutPool:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-pool", daemon=True)
         self._thread.start()
-        self._core = Core(start, sequences=sequences, deadlines=deadlines, tell=tell)
+        self._core = Core(start, sequences=sequences, deadlines=deadlines, tell=tell, lost=resized)
         self._starting = self._soon(lambda: self._core.add(count))
         self._closed = False
 
@@ -93,7 +93,7 @@ class RolloutPool:
             return f"{more} more {'worker' if more == 1 else 'workers'} on the way to {count}"
         if more < 0:
             self._resized(count)
-            self._post(self._core.remove(-more))
+            self._soon(lambda: self._core.remove(-more))
             return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
         return f"there are {count} already"
 
@@ -167,8 +167,13 @@ class RolloutPool:
         """Hand every engine one bucket; they load it while the learner makes the next."""
         self._soon(lambda: self._core.weights.receive(parcel))
 
+    def watch_publish(self) -> None:
+        """RunFailed as soon as a worker has failed at the publish under way."""
+        if (wrong := self._soon(self._core.weights.failed)) is not None:
+            raise RunFailed(f"publishing: {wrong}")
+
     def unanswered(self) -> list[str]:
-        """Workers that have not done, or not yet, what the publish under way asked of them."""
+        """Workers that have not done yet what the publish under way asked of them."""
         return self._soon(self._core.weights.unanswered)
 
     def finish_publish(self, version: PolicyVersion) -> None:
@@ -187,11 +192,13 @@ class RolloutPool:
         if self._closed:
             return
         self._closed = True
-        self._resized(0)
-        self._ask(self._finish(), "closing the pool")
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._ask(self._finish(), "closing the pool")
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._resized(0)
 
     # --- the loop's thread ---
 
@@ -211,9 +218,6 @@ class RolloutPool:
             return verb()
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
-
-    def _post(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _ask(self, coroutine: Coroutine[Any, Any, T], what: str, timeout_s: float | None = None) -> T:
         """Wait for a coroutine whose parts have deadlines of their own; the margin is for a loop that is stuck."""

@@ -19,7 +19,7 @@ from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.pool.handle import WorkerError, WorkerLost
-from cluster.pool.member import Member, MemberState
+from cluster.pool.member import Member
 
 T = TypeVar("T")
 Judge = Callable[[np.ndarray], str | None]
@@ -101,18 +101,21 @@ class Weights:
             calls.append(self._spawn(member.handle.connect(replace(link, rank=rank))))
 
     async def may_leave(self) -> None:
-        """Returns when nobody waits for any one member: members that are linked come through a publish together."""
-        if self._linked:
+        """Returns when no publish is under way: its members come through it together."""
+        if self._publishing:
             await self._settled.wait()
 
-    def unanswered(self) -> list[str]:
-        """Members of the publish under way with a call that has failed or not come to its end."""
-        lagging = []
+    def failed(self) -> str | None:
+        """What went wrong first at a member of the publish under way; None if nothing has."""
         for member, calls in self._publishing:
-            ended = all(call.done() and not call.cancelled() and call.exception() is None for call in calls)
-            if not ended:
-                lagging.append(member.name)
-        return lagging
+            for call in calls:
+                if call.done() and not call.cancelled() and (error := call.exception()) is not None:
+                    return f"{member.name}: {error}"
+        return None
+
+    def unanswered(self) -> list[str]:
+        """Members of the publish under way with a call that has not come to its end."""
+        return [member.name for member, calls in self._publishing if not all(call.done() for call in calls)]
 
     def receive(self, bucket: Ref) -> None:
         for member, calls in self._publishing:
@@ -145,16 +148,8 @@ class Weights:
         self._settled.set()
 
     async def _each(self, verb: Callable[[Member, list], Any], what: str) -> None:
-        """The verb for every member of the publish. One that left meanwhile is none of its business."""
-
-        async def one(member: Member, calls: list[asyncio.Task[Any]]) -> None:
-            try:
-                await verb(member, calls)
-            except (WorkerLost, WorkerError):
-                if not (member.gone or member.state is MemberState.DRAINING):
-                    raise
-
-        await all_within({each[0].name: one(*each) for each in self._publishing}, self._deadline_s, what)
+        """The verb for every member of the publish."""
+        await all_within({each[0].name: verb(*each) for each in self._publishing}, self._deadline_s, what)
 
 
 async def all_within(answers: Mapping[str, Awaitable[T]], timeout_s: float, what: str) -> list[T]:

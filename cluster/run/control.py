@@ -32,10 +32,13 @@ def ask(run: RunDirectory, verb: str, *, timeout_s: float = ANSWER_S, **argument
     if not run.in_use():
         raise UserError(f"no driver works in {run}; start it, or name the run directory of one that does")
     folder = run.root / FOLDER
-    folder.mkdir(exist_ok=True)
     name = f"{time.time_ns()}-{uuid.uuid4().hex}"  # in the order of asking
     request, answer = folder / f"{name}.request.json", folder / f"{name}.answer.json"
-    write_atomic(request, json.dumps({"verb": verb, "arguments": arguments, "pid": os.getpid()}))
+    try:
+        folder.mkdir(exist_ok=True)
+        write_atomic(request, json.dumps({"verb": verb, "arguments": arguments, "pid": os.getpid()}))
+    except OSError as error:
+        raise UserError(f"cannot ask the driver in {run}: {error}; ask as a user who may write there") from error
     deadline = time.monotonic() + timeout_s
     wrong = f"the driver in {run} gave no answer within {timeout_s:g} s; see its log, and ask again"
     while time.monotonic() < deadline:

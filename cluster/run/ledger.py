@@ -81,10 +81,11 @@ class Ledger:
             self._db.executemany("INSERT OR REPLACE INTO lengths VALUES (?, ?)", list(lengths.items()))
 
     def recent_lengths(self, window: int) -> tuple[list[float], list[float]]:
-        """(of trained prompts, of the others) among the last `window` that were measured, by order of admission."""
+        """(of trained prompts, of those that came too late for any step) among the last `window` of both, by order of
+        admission."""
         query = (
             "SELECT prompts.state, lengths.tokens FROM lengths JOIN prompts USING (position) "
-            "ORDER BY lengths.position DESC LIMIT ?"
+            "WHERE prompts.state = 'trained' OR prompts.reason = 'stale' ORDER BY lengths.position DESC LIMIT ?"
         )
         found = self._db.execute(query, (window,)).fetchall()
         trained = [tokens for state, tokens in found if state == "trained"]
@@ -126,6 +127,8 @@ class Ledger:
             with self._transaction():
                 self._db.execute("DELETE FROM main.prompts")
                 self._db.execute("INSERT INTO main.prompts SELECT * FROM saved.prompts")
+                settled = "SELECT position FROM main.prompts WHERE state IN ('trained', 'dropped')"
+                self._db.execute(f"DELETE FROM main.lengths WHERE position NOT IN ({settled})")
                 self._db.execute("INSERT OR IGNORE INTO main.versions SELECT * FROM saved.versions")
         finally:
             self._db.execute("DETACH DATABASE saved")
@@ -134,6 +137,7 @@ class Ledger:
         """Forget the prompts (a resume without a checkpoint starts over), keep the versions."""
         with self._transaction():
             self._db.execute("DELETE FROM prompts")
+            self._db.execute("DELETE FROM lengths")
 
     def close(self) -> None:
         self._db.close()

@@ -1,8 +1,8 @@
 """Is what a run trains on shorter than what it samples? Asynchronous runs drift there: short responses end first, and
 what comes too late is dropped.
 
-In: mean response lengths of prompts that were trained, and of prompts that ended and were not. Out: how far apart, and
-whether to raise an alarm. Worked example: 400 trained prompts of 90 tokens on average, 100 dropped ones of 190: the
+In: mean response lengths of prompts that were trained, and of prompts that were dropped as too old. Out: how far apart,
+and whether to raise an alarm. Worked example: 400 trained prompts of 90 tokens on average, 100 dropped ones of 190: the
 trained are 18 % shorter than all 500, and no such split comes about by chance. Left out: where lengths come from
 (ledger.py).
 """
@@ -47,7 +47,8 @@ class LengthBias:
 
 
 def length_bias(trained: Sequence[float], left: Sequence[float]) -> LengthBias | None:
-    """None where one side has too few prompts to tell. left: of prompts that ended and were not trained."""
+    """None where one side has too few prompts to tell. left: of prompts that were made and dropped. Those that only
+    wait for their step are on neither side: in a run that drops none they are the long ones, and are trained too."""
     if min(len(trained), len(left)) < FEWEST:
         return None
     p = float(mannwhitneyu(trained, left).pvalue)

@@ -8,14 +8,15 @@ waits for whom: nobody. The broker outlives any one job, and ends itself when no
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
+from cluster.errors import RunFailed
 from cluster.pool.demand import LEASE_S, Bundle, Demand
-from cluster.workers.calls import get
+from cluster.workers.calls import first_line, get
 
 NAME, NAMESPACE = "raylign-node-broker", "raylign"
 LOOK_EVERY_S = 5.0
@@ -26,6 +27,7 @@ class Broker:
     """What the actor does. lease_s: how long an unrenewed request counts."""
 
     def __init__(self, lease_s: float) -> None:
+        self._me = ray.get_runtime_context().current_actor
         self._demand = Demand(lease_s)
         self._asked: list[dict[str, float]] = []
         self._lock = threading.Lock()
@@ -35,7 +37,8 @@ class Broker:
         with self._lock:
             self._demand.want(job, bundles)
             self._tell()
-        if not self._asked:
+            over = not self._asked
+        if over:
             ray.actor.exit_actor()
 
     def asked(self) -> list[dict[str, float]]:
@@ -51,18 +54,27 @@ class Broker:
             self._asked = total
 
     def _watch(self) -> None:
+        """Forget jobs whose lease has lapsed; end with the last of them."""
         wait = threading.Event()
         while not wait.wait(LOOK_EVERY_S):
             with self._lock:
-                self._tell()
+                try:
+                    self._tell()
+                except Exception:  # fault boundary: the head node may be away; the next look asks again
+                    continue
+                over = not self._asked
+            if over:
+                ray.kill(self._me)
 
 
 class NodeRequests:
-    """A job's end: what it wants, renewed by a thread until it is closed."""
+    """A job's end: what it wants, renewed by a thread until it is closed. tell: hears when the broker could not be
+    asked; the next renewal does it again, and workers wait for their nodes meanwhile."""
 
-    def __init__(self, job: str, lease_s: float = LEASE_S) -> None:
+    def __init__(self, job: str, lease_s: float = LEASE_S, tell: Callable[[str], None] = lambda text: None) -> None:
         self._job = job
         self._lease_s = lease_s
+        self._tell = tell
         self._bundles: tuple[Bundle, ...] = ()
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -84,18 +96,19 @@ class NodeRequests:
 
     def _send(self) -> None:
         for attempt in (0, 1):
-            broker: Any = (
-                ray.remote(Broker)
-                .options(name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0)
-                .remote(self._lease_s)
-            )
-            call = broker.want.remote(self._job, self._bundles)
             try:
-                ray.wait([call], timeout=ANSWER_S)
-                ray.get(call, timeout=0)
+                broker: Any = (
+                    ray.remote(Broker)
+                    .options(name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0)
+                    .remote(self._lease_s)
+                )
+                get(broker.want.remote(self._job, self._bundles), ANSWER_S, "asking the node broker")
                 return
-            except RayActorError:  # it had just ended itself: the next one is asked, unless nothing is wanted
-                if not self._bundles or attempt:
+            except (RunFailed, RayError, ValueError) as error:
+                # It ends itself with the last request. Whoever wants more asks the next one, then or at a renewal.
+                if attempt and self._bundles:
+                    self._tell(f"nodes could not be asked for: {first_line(error)}")
+                if not self._bundles:
                     return
 
     def _renew(self) -> None:

@@ -21,6 +21,8 @@ from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.calls import get, options, stop
 from learners.method import UpdateResult, assemble
 
+WATCH_EVERY_S = 1.0
+
 
 class LearnerGroup:
     """The ranks of one learner group; every call goes to all of them, in the same order."""
@@ -93,14 +95,22 @@ class LearnerGroup:
         return get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
 
     def weights(
-        self, max_bytes: int, timeout_s: float, on_parcel: Callable[[Ref], None], parcels: bool = False
+        self,
+        max_bytes: int,
+        timeout_s: float,
+        on_parcel: Callable[[Ref], None],
+        parcels: bool = False,
+        watch: Callable[[], None] = lambda: None,
     ) -> tuple[list[Ref], WeightSummary]:
         """(bucket references, their summary) of the current policy; `on_parcel` hears of what each engine is to take as
         soon as it is there: the buckets themselves, or with `parcels` what the transport makes of each, which follows
-        it. The driver owns the buckets, so they outlive a rank."""
+        it. `watch` is called now and then while the stream is waited for, and may raise. The driver owns the buckets,
+        so they outlive a rank."""
         streams = [r.weights.options(num_returns="streaming").remote(max_bytes) for r in self._ranks]
         refs: list[Ref] = []
-        for place, ref in enumerate(_drain(streams[0], timeout_s)):
+        last: Ref | None = None
+        for place, ref in enumerate(_drain(streams[0], timeout_s, watch)):
+            last = ref
             if parcels and place % 2:
                 on_parcel(ref)  # at once: what it announces may be waited for before the stream goes on
                 continue
@@ -108,9 +118,13 @@ class LearnerGroup:
                 on_parcel(refs[-1])
             refs.append(ref)
         for stream in streams[1:]:
-            for _ in _drain(stream, timeout_s):
+            for _ in _drain(stream, timeout_s, watch):
                 pass
-        return refs[:-1], get(refs[-1], timeout_s, "gathering the weights")
+        # A stream that failed ends with its error, whatever was due there.
+        summary = get(last, timeout_s, "gathering the weights")
+        if not isinstance(summary, WeightSummary):
+            raise RunFailed("gathering the weights: the learner's stream ended without a summary")
+        return refs[:-1], summary
 
     def link(self, size: int) -> Link | None:
         """Where a group of so many meets to receive weights; None if the transport needs none."""
@@ -138,13 +152,17 @@ class LearnerGroup:
         stop(self._ranks)
 
 
-def _drain(stream: Any, timeout_s: float) -> Iterator[Ref]:
-    """The references of a streaming call; RunFailed when the next does not come in time."""
+def _drain(stream: Any, timeout_s: float, watch: Callable[[], None]) -> Iterator[Ref]:
+    """The references of a streaming call; RunFailed when the stream does not come to its end in time."""
     deadline = time.monotonic() + timeout_s
     while True:
-        ready, _ = ray.wait([stream], timeout=max(0.0, deadline - time.monotonic()), fetch_local=False)
+        left = deadline - time.monotonic()
+        ready, _ = ray.wait([stream], timeout=max(0.0, min(left, WATCH_EVERY_S)), fetch_local=False)
         if not ready:
-            raise RunFailed(f"gathering the weights: no answer within {timeout_s:g} s")
+            watch()
+            if left <= 0.0:
+                raise RunFailed(f"gathering the weights: no answer within {timeout_s:g} s")
+            continue
         try:
             yield next(stream)
         except StopIteration:

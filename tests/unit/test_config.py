@@ -59,7 +59,7 @@ def test_a_wrong_key_or_value_is_named_with_the_fix(override, expected):
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_the_valid_ones():
     (line,) = problems(GRPO, "ray.zzz=1")
-    assert line == "ray.zzz: unknown key; valid here: address, num_cpus, start_timeout_s, on_demand"
+    assert line == "ray.zzz: unknown key; valid here: address, num_cpus, on_demand, start_timeout_s"
 
 
 def test_a_missing_section_is_required_by_name():

@@ -98,6 +98,18 @@ def test_an_engine_on_a_gpu_needs_at_least_one_whole_sequence():
     assert parts(GRPO, role="rollout", facts=SIZED, gpus=8)["kv cache"] == 64 * 32
 
 
+def test_the_ends_of_a_transport_keep_what_they_need():
+    delta = ["weights.transport=sparse_delta"]
+    assert parts(GRPO, *delta, facts=SIZED)["last version"] == 2000
+    assert parts(GRPO, *delta, role="rollout", facts=SIZED)["last version"] == 2000
+    given = config(GRPO, *delta)
+    assert plan_memory(given, NAMED, None, [], plan(given, 2, 0)).shared == 6000
+    shared = ["weights.transport=cuda_ipc", "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.4"]
+    assert parts(GRPO, *shared, facts=SIZED, gpus=1)["published weights"] == 2000
+    assert "published weights" not in parts(GRPO, *shared, role="rollout", facts=SIZED, gpus=1)
+    assert "last version" not in parts(DPO, facts=SIZED)
+
+
 def test_the_total_counts_every_process_and_two_versions_of_the_weights():
     given = config(GRPO, "learner.ranks=2", "rollout.workers=3", "rollout.kv_cache_gb=1")
     memory = plan_memory(given, NAMED, None, [], plan(given, 2, 0))

@@ -312,15 +312,41 @@ def test_a_worker_that_cannot_start_fails_the_start_of_the_run(bench):
         one.adopt()
 
 
-def test_a_member_that_leaves_during_a_publish_does_not_fail_it(bench):
+def test_a_worker_that_fails_at_a_publish_is_named_with_its_reason_at_once(bench):
+    """Before the sender's deadline, and not as one of those that merely wait beside it."""
     one = bench(2).adopt()
-    buckets, version = buckets_of(1.0, 1)
+    buckets, _ = buckets_of(1.0, 1)
     one.pool.begin_publish(1)
+    one.pool.watch_publish()
     one.pool.receive(buckets[0])
-    one.pool.scale(1)
-    one.until(lambda: one.states()["rollout-1"][0] == "retired")
+    one.pool.receive(buckets[0])
+
+    def failed() -> bool:
+        try:
+            one.pool.watch_publish()
+        except RunFailed as error:
+            assert str(error) == "publishing: rollout-0: PublishRefused: bucket 0 of version 1 came twice"
+            return True
+        return False
+
+    one.until(failed)
+
+
+def test_who_is_asked_to_leave_during_a_publish_comes_through_it_first(bench):
+    """Others may wait for it in a broadcast. It is counted as gone from the moment it was asked."""
+    one = bench(2).adopt()
+    recorded = one.pool.generate(PROMPTS, SAMPLING, 0, 2).recorded
+    buckets, version = buckets_of(1.0, 1)
+    assert one.pool.begin_publish(1) == (("rollout-0", "rollout-1"), False)
+    one.pool.receive(buckets[0])
+    assert one.pool.scale(1) == "1 worker leaves, 1 stay"
+    assert one.pool.scale(1) == "there are 1 already"
     one.pool.receive(buckets[1])
     one.pool.finish_publish(version)
+    assert len(one.pool.probe(recorded)) == 2
+    one.pool.watch_publish()
     one.pool.admit(version, buckets, None, lambda logprobs: None)
+    one.until(lambda: one.states()["rollout-1"][0] == "retired")
     assert one.states()["rollout-0"] == ("healthy", 1)
+    assert one.pool.scale(2) == "1 more worker on the way to 2"
     assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)

@@ -46,6 +46,17 @@ def test_a_transport_that_is_named_is_taken():
             ],
         ),
         (
+            ["weights.transport=collective", *COLOCATED[1:]],
+            [
+                "weights.transport: NCCL takes a GPU for each end and learner.gpus_per_rank 0.5 lets them share one; "
+                "use cuda_ipc or object_store, got collective"
+            ],
+        ),
+        (
+            [*COLOCATED, "learner.ranks=2"],
+            ["weights.transport: cuda_ipc is for one rank and one engine on one GPU, got 2 ranks"],
+        ),
+        (
             [*COLOCATED, "rollout.workers=2"],
             ["weights.transport: cuda_ipc serves the one worker beside the learner, got 2 workers"],
         ),
