@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cluster.config import load_config
+from cluster.config.algorithm import METHODS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 TRIAL = """
@@ -46,6 +49,18 @@ def test_the_readme_s_method_is_a_function_a_line_and_a_name_in_a_recipe():
     trial = TRIAL.format(function=function, line=line)
     done = subprocess.run([sys.executable, "-c", trial], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "learned" in done.stdout, done.stderr[-2000:]
+
+
+def test_every_method_of_the_readme_has_a_recipe_that_loads_with_it():
+    """A link, or a link with an override; all methods stand in the tables."""
+    found = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        recipe = re.search(r"\[\w+\]\((deploy/recipes/[\w/]+\.yaml)\)(?: with `(algorithm=\w+)`)?[^|]*\|$", line)
+        names = re.findall(r"`(\w+)`", line.split("|")[1]) if line.startswith("| `") and recipe else []
+        for name in names:
+            override = [f"algorithm={name}"] if recipe[2] else []
+            found[name] = load_config(ROOT / recipe[1], override).algorithm.name
+    assert {name: found.get(name) for name in METHODS} == {name: name for name in METHODS}
 
 
 def test_every_link_of_the_readme_leads_to_a_file():
