@@ -31,13 +31,13 @@ from tests.integration.runs import merged, recipe, rows
 
 STEPS = 16
 ON_POLICY: dict[str, dict[str, Any]] = {
-    "ppo": {},
+    "ppo": {"kl": {"coef": 1e-3}},  # 0.05 would outweigh what sixteen steps can tell of the reward
     "grpo": {},
     "dr_grpo": {},
-    "rloo": {"kl": {"coef": 1e-3}},  # its score holds the KL of the whole response: 0.05 would hold this model in place
+    "rloo": {"kl": {"coef": 1e-3}},  # the same, its score holding the KL of the whole response
     "reinforce_pp": {},
     "reinforce_pp_baseline": {},
-    "remax": {},
+    "remax": {"kl": {"coef": 1e-3}},
     "opo": {},
     "dapo": {"loss": {"filter_overlong": False}},  # a random model never ends its responses: all would be filtered
     "gspo": {},
@@ -262,7 +262,8 @@ def test_an_adapter_learns_from_samples_of_its_own(
     name: str, seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     critic = {"optimizer": {"lr": 1e-3, "head_lr": 1e-2}} if name == "ppo" else None
-    changes = {"algorithm": {"name": name}, "critic": critic, "model": ADAPTER, "learner": {"optimizer": {"lr": 1e-2}}}
+    algorithm = {"name": name, **ON_POLICY.get(name, {})}
+    changes = {"algorithm": algorithm, "critic": critic, "model": ADAPTER, "learner": {"optimizer": {"lr": 1e-2}}}
     found = train(tmp_path, tiny_model, ray_address, seed=seed, **changes)
     gains(f"{name} with an adapter", "reward/mean", found, seed, learned)
     apart = "kl/ref" if name == "ppo" else "rewards/chosen"
