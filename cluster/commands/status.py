@@ -87,7 +87,8 @@ def _worker_lines(run: RunDirectory) -> list[str]:
     try:
         return [f"  workers: {ask(run, 'workers', timeout_s=DRIVER_S)}"]
     except UserError as error:  # fault boundary: what the files say is shown whether the driver answers or not
-        return [] if "has nothing of this name" in str(error) else [f"  workers: not known ({error})"]
+        known = "has nothing of this name" in str(error)
+        return [] if known else ["  workers: not known while the driver is starting, ending or busy"]
 
 
 def _stage_lines(pipeline: PipelineDirectory) -> list[str]:

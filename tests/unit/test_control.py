@@ -106,7 +106,7 @@ def test_status_shows_who_works_for_a_run_that_goes_on(run):
 def test_status_does_not_wait_long_for_a_driver_that_does_not_answer(run, monkeypatch):
     monkeypatch.setattr("cluster.commands.status.DRIVER_S", 0.1)
     with run.lock():
-        assert "workers: not known (the driver in" in run_lines(str(run))[1]
+        assert run_lines(str(run))[1] == "  workers: not known while the driver is starting, ending or busy"
 
 
 def test_a_verb_that_breaks_is_told_and_the_next_is_answered(run):
