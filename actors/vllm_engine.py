@@ -1,10 +1,10 @@
-"""The rollout engine on vLLM, inside this process: the only file that imports vLLM.
+"""The rollout engine on vLLM, inside this process.
 
 In: EngineSettings, requests, weight buckets. Out: StepOutputs, log-probs. With tensor_parallel 1 the model runs in
 this very process (no child to orphan or to hang); above that vLLM's executor starts one worker a device, its own
 processes on one node, Ray actors inside a placement group. Weights take one path in both cases: `collective_rpc` to
-`WeightPort`, which vLLM mixes into its worker. Left out: Ray, versions and digests (the rollout worker has them),
-sampling across engines, the NCCL and CUDA IPC transports.
+`WeightPort` (vllm_port.py), which vLLM mixes into its worker. Left out: Ray, versions and digests (the rollout worker
+has them), how weights travel (transports).
 """
 
 from __future__ import annotations
@@ -17,85 +17,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from vllm import SamplingParams, TokensPrompt
-from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.buckets import tensors_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason
-from actors.numerics import settle_kernels
 from actors.probe import last_logprobs
-from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
-from actors.vllm_adapter import AdapterSlot, adapter_args, add_by_matmul
-
-settle_kernels()  # here, for every worker process of vLLM imports this file before it loads its model
+from actors.vllm_adapter import AdapterSlot, adapter_args
+from actors.vllm_port import MADE, SEED, WeightPort
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""
-
-
-class WeightPort:
-    """Mixed into every vLLM worker (`worker_extension_cls`); called by name through `collective_rpc`."""
-
-    def raylign_use_seeded_draw(self) -> None:
-        """Draw tokens as actors.sampling does. vLLM's own per-request generators draw a number per vocabulary entry
-        and row, which on CPU halves the rate, and on CPU they fail when a long batch of prompts is cut into chunks."""
-        runner = self.model_runner
-
-        def forward(logits, _generators, k, p):
-            states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
-            given = [state.sampling_params.extra_args for state in states]
-            made = [g[_MADE] + len(s.output_token_ids) for g, s in zip(given, states, strict=True)]
-            return draw(logits, uniforms([g[_SEED] for g in given], made), k, p)
-
-        runner.sampler.topk_topp_sampler.forward = forward
-
-    def raylign_use_matmul_adapter(self) -> None:
-        manager = self.model_runner.lora_manager._adapter_manager
-        for wrapper in manager.punica_wrapper_mapping.values():
-            wrapper.add_lora_linear = add_by_matmul
-
-    def raylign_start_update(self) -> None:
-        model = self.model_runner.get_model()
-        with set_current_vllm_config(self.vllm_config):
-            # An update that was abandoned leaves layers half loaded, and vLLM would count their old pieces again.
-            # Closing it first costs nothing otherwise: layers that wait for no weights are left alone.
-            finalize_layerwise_reload(model, self.model_config)
-            # Taken before the reload splits them: a head tied to the embedding counts once, with the embedding.
-            self.raylign_missing = {name for name, _ in model.named_parameters()}
-            initialize_layerwise_reload(model)
-
-    def raylign_load_bucket(self, bucket: WeightBucket) -> None:
-        model = self.model_runner.get_model()
-        # vLLM keeps a layer's tensors until the layer is complete, so they must not be views of a buffer we return.
-        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
-            loaded = model.load_weights((name, t.to(self.device)) for name, t in tensors_of(bucket))
-        self.raylign_missing -= loaded
-
-    def raylign_finish_update(self) -> None:
-        model = self.model_runner.get_model()
-        if missing := self.raylign_missing:
-            raise ValueError(f"the update lacks {len(missing)} parameters, such as {min(missing)}: publish them all")
-        with set_current_vllm_config(self.vllm_config), torch.device(self.device):
-            finalize_layerwise_reload(model, self.model_config)
-            repack_tied_heads(model)
-
-
-def repack_tied_heads(model: torch.nn.Module) -> None:
-    """Rebuild the packed kernel of every output head. A head tied to the embedding receives no weights of its own, so
-    the reload leaves the copy that vLLM packed for the CPU on the old weights: no error, log-probs of noise."""
-    for module in model.modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
 
 
 class VllmEngine:
@@ -159,7 +96,7 @@ class VllmEngine:
         params = SamplingParams(
             max_tokens=1,
             temperature=0.0,
-            extra_args={_SEED: 0, _MADE: 0},
+            extra_args={SEED: 0, MADE: 0},
             prompt_logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -246,7 +183,7 @@ class VllmEngine:
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
-            extra_args={_SEED: request.seed, _MADE: request.made},
+            extra_args={SEED: request.seed, MADE: request.made},
             max_tokens=max_tokens,
             min_tokens=min(request.min_tokens, max_tokens),
             stop=list(request.stop),
@@ -272,7 +209,6 @@ class VllmEngine:
         self._started.discard(request_id)
 
 
-_SEED, _MADE = "raylign_seed", "raylign_made"
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH, "abort": FinishReason.ABORT}
 
 

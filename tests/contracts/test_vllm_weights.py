@@ -249,10 +249,10 @@ def test_a_publish_whose_digest_differs_never_reaches_decoding(pair):
 
 def test_a_stale_output_head_shows_in_the_logprobs_of_recorded_responses(pair, monkeypatch):
     """The trap of vLLM on CPU: a tied head keeps its old packed weights. Untied heads and the twin have none."""
-    from actors import vllm_engine
+    from actors import vllm_engine, vllm_port
 
     recorded = generate(pair.fresh)
-    monkeypatch.setattr(vllm_engine, "repack_tied_heads", lambda model: None)
+    monkeypatch.setattr(vllm_port, "repack_tied_heads", lambda model: None)
     update(pair.live, pair.buckets[1])
     stale = isinstance(pair.live, vllm_engine.VllmEngine) and pair.tied
     difference = mean_difference(pair.live, pair.fresh, recorded)

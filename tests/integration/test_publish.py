@@ -41,6 +41,9 @@ class LocalPool:
     def receive(self, bucket: Any) -> None:
         self.worker.receive(bucket)
 
+    def watch_publish(self) -> None:
+        """Its calls raise where they are made."""
+
     def finish_publish(self, version: PolicyVersion) -> None:
         self.worker.finish_publish(version)
 
@@ -62,7 +65,9 @@ class LocalLearner:
     def __init__(self, policy: PolicyLearner) -> None:
         self.policy = policy
 
-    def weights(self, max_bytes: int, timeout_s: float, on_parcel: Any, parcels: bool) -> tuple[list[Any], Any]:
+    def weights(
+        self, max_bytes: int, timeout_s: float, on_parcel: Any, parcels: bool, watch: Any
+    ) -> tuple[list[Any], Any]:
         *buckets, summary = self.policy.weights(max_bytes)
         for bucket in buckets:
             on_parcel(bucket)
@@ -153,10 +158,10 @@ def test_received_but_not_loaded_weights_are_caught_by_application(
 
 def test_a_stale_tied_head_is_caught_by_application(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's reload leaves a tied head's packed kernel on the old weights: nothing errors, log-probs are noise."""
-    import actors.vllm_engine as vllm_engine
+    import actors.vllm_port as vllm_port
 
     stage.learn()
-    monkeypatch.setattr(vllm_engine, "repack_tied_heads", lambda model: None)
+    monkeypatch.setattr(vllm_port, "repack_tied_heads", lambda model: None)
     with pytest.raises(RunFailed, match="does not compute with it"):
         stage.publisher.publish(stage.recorded)
     assert stage.worker.version is None

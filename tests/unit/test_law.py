@@ -17,7 +17,7 @@ FORBIDDEN = {
     "serve": {"learners", "cluster", "vllm", "deepspeed", "bench", "tests"},
 }
 ONLY_IN = {
-    "vllm": {"actors/vllm_engine.py"},
+    "vllm": {"actors/vllm_engine.py", "actors/vllm_port.py"},
     # Sharded state is read where it lies: by the engine and its readers of shards.
     "deepspeed": {"learners/deepspeed_engine.py", "learners/zero_shards.py"},
 }
