@@ -110,7 +110,7 @@ def _look_at_models(found: Examination) -> None:
     if (untrainable := untrainable_reason(described, config.model.max_length)) is not None:
         found.wrong.append(Problem("model.path", untrainable))
     found.wrong += _adapter_problems(config, found.model.path)
-    classifies = any("SequenceClassification" in name for name in described.get("architectures") or ())
+    classifies = _classifies(described)
     if classifies and config.algorithm.name != "reward_model":
         found.wrong.append(Problem("model.path", "a classifier makes no text; give a causal language model"))
     elif classifies and _labels(described) != 1:
@@ -199,11 +199,12 @@ def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFact
         _report_missing(found, path, model)
         rewards.append(facts_of(model))
         if model.path is not None and isinstance(scored_by, RewardModel):
-            labels = _labels(read_model_config(str(model.path)))
-            if labels != 1:
-                wrong = (
-                    f"a reward model has one label, {scored_by.path} has {labels}; export its head with num_labels 1"
-                )
+            described = read_model_config(str(model.path))
+            if not _classifies(described):
+                wrong = f"{scored_by.path} has no score head; train one with algorithm: reward_model"
+                found.wrong.append(Problem(path, wrong))
+            elif (labels := _labels(described)) != 1:
+                wrong = f"a reward model has one label, {scored_by.path} has {labels}; export it with num_labels 1"
                 found.wrong.append(Problem(path, wrong))
     return critic, rewards
 
@@ -215,6 +216,11 @@ def _scoring_models(config: Config) -> Iterator[tuple[str, RewardModel | Judge]]
     if reward.safety is not None:
         yield from ((f"reward.safety.models.{name}.path", model) for name, model in reward.safety.models.items())
     yield from ((f"reward.judges.{name}.path", judge) for name, judge in reward.judges.items() if judge.path)
+
+
+def _classifies(described: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model with a score head."""
+    return any("SequenceClassification" in name for name in described.get("architectures") or ())
 
 
 def _labels(described: Mapping[str, Any]) -> int:

@@ -285,3 +285,17 @@ def test_a_policy_is_no_classifier_and_a_reward_model_has_one_label(given, model
     assert lines(examine(config(DPO, *changes), machine=LARGE).wrong) == [
         "model.path: its head has 2 labels and a reward model's has one; start from a language model"
     ]
+
+
+def test_a_reward_model_that_scores_needs_a_score_head_with_one_label(given, model, tmp_path):
+    def wrong(path) -> list[str]:
+        return lines(look(given, f"reward.models={{rm: {{path: '{path}'}}}}").wrong)
+
+    assert wrong(model) == [f"reward.models.rm.path: {model} has no score head; train one with algorithm: reward_model"]
+    folder = tmp_path / "classifier"
+    shutil.copytree(model, folder)
+    body = json.loads((folder / "config.json").read_text())
+    for labels, said in ((2, ["has 2; export it with num_labels 1"]), (1, [])):
+        classifier = {"architectures": ["LlamaForSequenceClassification"], "num_labels": labels}
+        (folder / "config.json").write_text(json.dumps({**body, **classifier}))
+        assert wrong(folder) == [f"reward.models.rm.path: a reward model has one label, {folder} {end}" for end in said]
