@@ -7,6 +7,7 @@ waits for whom: nobody. The broker outlives any one job, and ends itself when no
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,7 +61,8 @@ class Broker:
             with self._lock:
                 try:
                     self._tell()
-                except Exception:  # fault boundary: the head node may be away; the next look asks again
+                except Exception as error:  # fault boundary: the head node may be away; the next look asks again
+                    logging.getLogger(__name__).warning("the autoscaler could not be asked: %r", error)
                     continue
                 over = not self._asked
             if over:
