@@ -8,6 +8,7 @@ again. Left out: gathering shards (the learner's), transport, digests of whole v
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -57,15 +58,30 @@ def bucket_bytes(bucket: WeightBucket | DeviceBucket) -> int:
 
 
 def tensors_of(bucket: WeightBucket | DeviceBucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The bucket's tensors by name, each a copy: the bucket may be a view of shared memory that goes away. On the
-    device where the bucket's data lies."""
+    """The bucket's tensors by name, each a copy that the taker may change, on the device where the data lies."""
+    return ((name, tensor.clone()) for name, tensor in views_of(bucket))
+
+
+def views_of(bucket: WeightBucket | DeviceBucket) -> Iterator[tuple[str, torch.Tensor]]:
+    """The bucket's tensors by name, to be read only: they are its own memory, which lives as long as one of them. A
+    part that does not begin at a multiple of its item size is copied."""
+    data = _read_only(bucket.data) if isinstance(bucket.data, np.ndarray) else bucket.data
     begin = 0
     for name, shape, dtype in zip(bucket.names, bucket.shapes, bucket.dtypes, strict=True):
-        end = begin + math.prod(shape) * _dtype(dtype).itemsize
-        part = bucket.data[begin:end]
-        own = torch.from_numpy(part.copy()) if isinstance(part, np.ndarray) else part.clone()
-        yield name, own.view(_dtype(dtype)).view(shape)
+        kind = _dtype(dtype)
+        end = begin + math.prod(shape) * kind.itemsize
+        part = data[begin:end]
+        aligned = part if begin % kind.itemsize == part.data_ptr() % kind.itemsize == 0 else part.clone()
+        yield name, aligned.view(kind).view(shape)
         begin = end
+
+
+def _read_only(data: np.ndarray) -> torch.Tensor:
+    """uint8 [n], the array's own memory. torch has no read-only tensors and warns of an array that is one, as
+    all of the object store are; that nobody writes is the taker's promise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(data)
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -96,8 +96,9 @@ class RolloutEngine(Protocol):
         on after `finish_update`, over the keys and values they have; those without a token start afresh."""
 
     def load_bucket(self, bucket: WeightBucket) -> None:
-        """Load one bucket, in any order. Buckets may be views of shared memory: copy, never keep. ValueError for a
-        name the model does not have or a shape that is not its own."""
+        """Load one bucket, in any order. Its bytes stay as they are until `finish_update` (they may be a view of shared
+        memory) and nothing of it is kept after that. ValueError for a name the model does not have or a shape that is
+        not its own."""
 
     def finish_update(self) -> None:
         """Make the loaded weights effective everywhere (packed kernels, tied heads) and forget cached prefixes.

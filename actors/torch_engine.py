@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
 from actors.adapters import AdapterInbox, adapter_parameters, attach
-from actors.buckets import tensors_of
+from actors.buckets import views_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engine_limits import end_tokens, room
 from actors.numerics import settle_kernels
@@ -115,7 +115,7 @@ class TorchEngine:
             self._inbox.put(bucket)
             return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        for name, tensor in tensors_of(bucket):
+        for name, tensor in views_of(bucket):
             if name not in parameters:
                 raise ValueError(f"the model has no parameter {name}: publish a policy of the same model")
             if parameters[name].shape != tensor.shape:

@@ -16,7 +16,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample import sampler
 
-from actors.buckets import tensors_of
+from actors.buckets import views_of
 from actors.numerics import settle_kernels
 from actors.sampling import draw, uniforms
 from actors.types import WeightBucket
@@ -68,9 +68,8 @@ class WeightPort:
 
     def raylign_load_bucket(self, bucket: WeightBucket) -> None:
         model = self.model_runner.get_model()
-        # vLLM keeps a layer's tensors until the layer is complete, so they must not be views of a buffer we return.
         with set_current_vllm_config(self.vllm_config), torch.device(self.device):
-            loaded = model.load_weights((name, t.to(self.device)) for name, t in tensors_of(bucket))
+            loaded = model.load_weights((name, t.to(self.device)) for name, t in views_of(bucket))
         self.raylign_missing -= loaded
 
     def raylign_finish_update(self) -> None:

@@ -213,7 +213,7 @@ class OnlineJob(Job):
             {
                 "sync/bytes": published.bytes,
                 "sync/mismatch": published.mismatch,
-                "throughput/sync_bytes_per_s": published.bytes * published.engines / published.seconds,
+                "throughput/sync_bytes_per_s": published.bytes * published.engines / published.load_seconds,
                 "throughput/copy_bytes_per_s": self._copy_rate,
             }
         )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 
-from actors.buckets import make_buckets, tensors_of
+from actors.buckets import make_buckets, tensors_of, views_of
 from actors.engine import EngineSettings
 from actors.engine_limits import end_tokens, room, unsupported_reason, untrainable_reason
 from actors.sampling import draw, restrict, uniforms
@@ -111,3 +113,15 @@ def test_buckets_give_back_the_same_bytes_in_bfloat16_and_odd_sizes():
     assert [n for n, _ in whole] == ["odd", "wide", "scalar"]
     for (_, expected), (_, found) in zip(named, whole, strict=True):
         assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def test_views_of_a_bucket_outlive_it_and_its_tensors_are_copies():
+    named = [("odd", torch.arange(3, dtype=torch.uint8)), ("wide", torch.arange(4, dtype=torch.float32))]
+    (bucket,) = make_buckets(named, max_bytes=100)
+    bucket.data.flags.writeable = False
+    views, own = dict(views_of(bucket)), dict(tensors_of(bucket))
+    own["odd"].add_(1)
+    del bucket
+    gc.collect()
+    assert torch.equal(views["odd"], named[0][1]), "a copy was changed, not the bucket"
+    assert torch.equal(views["wide"], named[1][1]), "a part that is not aligned to its items is moved"

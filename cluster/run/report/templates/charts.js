@@ -17,7 +17,7 @@ const LEARNING = [
 ];
 const ENGINES = [
   { names: ["throughput/tokens_per_s", "throughput/engine_tokens_per_s"], title: "Decoding", note: "tokens per second: all workers', and by their engines' own steps alone" },
-  { names: ["throughput/sync_bytes_per_s", "throughput/copy_bytes_per_s"], title: "Publishing", note: "bytes per second to all engines, beside a plain copy in memory" },
+  { names: ["throughput/sync_bytes_per_s", "throughput/copy_bytes_per_s"], title: "Publishing", note: "bytes per second into all engines, before the proof, beside a plain copy in memory" },
   { names: ["rollout/workers"], title: "Rollout workers", note: "that served at the end of the step" },
   { parts: /^time\/learner_\w+_fraction$/, title: "The learner's time", note: "share of a step: computing, and what it waited for" },
   { parts: /^time\/rollout_\w+_fraction$/, title: "The rollout workers' time", note: "share of it all: generating, publishing, and what they waited for" },
