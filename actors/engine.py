@@ -38,6 +38,8 @@ class EngineSettings:
     tensor_parallel: int = 1
     enforce_eager: bool = True
     seed: int = 0
+    sleep_level: int = 0
+    """What `sleep` gives up beside the cache: 1 moves the weights to host memory, 2 forgets them. 0: no sleep."""
     lora: LoraSettings | None = None
 
 
@@ -90,6 +92,10 @@ class RolloutEngine(Protocol):
         """Log-probs (temperature 1, float32) of each response token after its prompt, computed by the engine's own
         forward with the prefix cache out of play. Running requests may advance meanwhile; `step` returns what they
         made. EngineBetweenVersions as in `step`."""
+
+    def sleep(self) -> None:
+        """Give up the cache and, as `sleep_level` says, the weights, until the next update: `start_update` takes the
+        memory of the weights back, `finish_update` that of the cache. RuntimeError while a request is running."""
 
     def start_update(self) -> None:
         """Enter the state between versions (again, if an update was abandoned or failed). Running requests stay and go

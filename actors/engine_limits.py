@@ -91,3 +91,11 @@ def room(prompt_tokens: int, max_tokens: int, settings: EngineSettings) -> int:
             "raise it or truncate prompts"
         )
     return min(max_tokens, settings.max_model_len - prompt_tokens)
+
+
+def refuse_sleep(settings: EngineSettings, running: int) -> None:
+    """RuntimeError for an engine that may not give up its memory now."""
+    if not settings.sleep_level:
+        raise RuntimeError("sleep of an engine whose sleep_level is 0: give it 1 or 2 at its start")
+    if running:
+        raise RuntimeError(f"sleep with {running} requests under way, whose cache it would drop: abort them first")

@@ -6,8 +6,8 @@ version it was decoded at, RolloutStats, log-probs for the probe. Left out: Ray 
 recorded ones decides).
 
 States: EMPTY -adopt-> SERVING(N) -begin_publish-> RECEIVING(N+1) -finish_publish-> LOADED(N+1) -admit-> SERVING(N+1).
-Anything refused on the way leaves BETWEEN, where only begin_publish goes on. Only SERVING decodes; SERVING and LOADED
-can be probed; version numbers only grow. Generations stay open through a publish and go on after it.
+Anything refused on the way, and sleep, leaves BETWEEN, where only begin_publish goes on. Only SERVING decodes; SERVING
+and LOADED can be probed; version numbers only grow. Generations stay open through a publish and go on after it.
 """
 
 from __future__ import annotations
@@ -200,6 +200,12 @@ class RolloutWorker:
         """Serve the weights that the engine loaded from disk at its start, which the caller knows to be `version`."""
         self._require(WorkerState.EMPTY)
         self._version, self._state = version, WorkerState.SERVING
+
+    def sleep(self, _: None = None) -> None:
+        """Let the engine give up its memory; the next publish wakes it."""
+        self._require(WorkerState.SERVING)
+        self._engine.sleep()
+        self._state = WorkerState.BETWEEN
 
     def begin_publish(self, number: int) -> None:
         """Start receiving version `number`; from any state, so that a failed publish can be repeated."""

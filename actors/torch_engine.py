@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from actors.adapters import AdapterInbox, adapter_parameters, attach
 from actors.buckets import views_of
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
-from actors.engine_limits import end_tokens, room
+from actors.engine_limits import end_tokens, refuse_sleep, room
 from actors.numerics import settle_kernels
 from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
@@ -99,6 +99,14 @@ class TorchEngine:
         if self._between:
             raise EngineBetweenVersions("the engine is between two versions: finish an update before scoring")
         return [self._score(p, r) for p, r in zip(prompts, responses, strict=True)]
+
+    @torch.no_grad()
+    def sleep(self) -> None:
+        refuse_sleep(self._settings, len(self._queued) + len(self._running()))
+        self._between = True
+        if self._settings.sleep_level == 2:
+            for parameter in self._model.parameters():
+                parameter.fill_(float("nan"))
 
     def start_update(self) -> None:
         self._between = True

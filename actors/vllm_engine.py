@@ -25,7 +25,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
-from actors.engine_limits import end_tokens, read_model_config, room, unsupported_reason
+from actors.engine_limits import end_tokens, read_model_config, refuse_sleep, room, unsupported_reason
 from actors.probe import last_logprobs
 from actors.types import FinishReason, WeightBucket
 from actors.vllm_adapter import AdapterSlot, adapter_args
@@ -59,7 +59,7 @@ class VllmEngine:
         if self._adapter is not None and device == "cpu":
             self._engine.collective_rpc("raylign_use_matmul_adapter")
         VllmEngine._in_process += settings.tensor_parallel == 1
-        self._between = False
+        self._between = self._asleep = False
         self._salt = 0
         self._requests: dict[str, Request] = {}
         self._started: set[str] = set()
@@ -123,8 +123,15 @@ class VllmEngine:
                     self._held.append(self._convert(raw))
         return [found[request_id] for request_id in ids]
 
+    def sleep(self) -> None:
+        refuse_sleep(self._settings, len(self._requests))
+        self._between = self._asleep = True
+        self._engine.sleep(self._settings.sleep_level)
+
     def start_update(self) -> None:
         self._between = True
+        if self._asleep:
+            self._engine.wake_up(["weights"])
         if self._adapter is None:
             self._engine.collective_rpc("raylign_start_update")
         else:
@@ -145,6 +152,9 @@ class VllmEngine:
             self._engine.collective_rpc("raylign_finish_update")
         else:
             self._adapter.finish()
+        if self._asleep:
+            self._engine.wake_up(["kv_cache"])
+            self._asleep = False
         self._salt += 1
         # Requests that have no token yet start again, so that their prompt is read under the new weights only.
         # Those that have tokens go on over the keys and values they have.
@@ -225,6 +235,7 @@ def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
         block_size=CPU_BLOCK_TOKENS if on_cpu else None,
         tensor_parallel_size=settings.tensor_parallel,
         enforce_eager=settings.enforce_eager,
+        enable_sleep_mode=settings.sleep_level > 0,
         enable_prefix_caching=True,
         async_scheduling=False,  # the tokens of a step belong to the weights of that step, so none may be in flight
         logprobs_mode="processed_logprobs",

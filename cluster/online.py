@@ -72,6 +72,7 @@ class OnlineJob(Job):
                 temperature=self.sampling.temperature,
                 transport=transport,
                 weights_timeout_s=config.weights.timeout_s,
+                gives_back=config.rollout.sleep_level > 0,
             ),
             config.learner.update_timeout_s,
         )
@@ -199,6 +200,11 @@ class OnlineJob(Job):
 
     def send_to_scorers(self, samples: Samples) -> ScoreRefs:
         return self.scorers.score(samples)
+
+    def make_room(self) -> None:
+        """Nothing is generated until the next publish: leave the GPU to the learner, where it is shared."""
+        if self.config.rollout.sleep_level:
+            self.rollouts.sleep()
 
     def rows_to_show(self, rows: int) -> tuple[int, ...]:
         """Some of so many rows, evenly apart: those whose samples are kept for people to look at."""

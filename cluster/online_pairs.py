@@ -29,6 +29,7 @@ class OnlinePairsJob(OnlineJob):
     def pair(self, step: int, batch: StepBatch) -> StepColumns | None:
         """The pairs' columns with the reference's log-probs; None when every group is a tie. Ties are counted and
         dropped (METHODS: online DPO)."""
+        self.make_room()
         samples = batch.samples
         values = self.scoring.fetch(batch.scores).values
         batch.flat |= flat_groups(values, samples)

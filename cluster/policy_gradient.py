@@ -45,6 +45,7 @@ class PolicyGradientJob(OnlineJob):
 
     def score(self, step: int, batch: StepBatch) -> StepColumns:
         """Scores, and the log-probs and values that the method needs, in parallel."""
+        self.make_room()
         samples = batch.samples
         columns: dict[str, tuple[Any, ...]] = {}
         if self.method.needs_reference:

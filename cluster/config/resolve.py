@@ -161,6 +161,7 @@ def engine_settings(config: Config, model_path: str) -> EngineSettings:
         tensor_parallel=r.tensor_parallel,
         enforce_eager=r.enforce_eager,
         seed=config.seed,
+        sleep_level=r.sleep_level,
         lora=lora_settings(config),
     )
 

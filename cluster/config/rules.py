@@ -15,6 +15,7 @@ from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
 from cluster.config.resolve import correction_kind, optimizer_steps, resolve_preset
 from cluster.config.reward_rules import reward_problems
+from cluster.config.rollout_rules import rollout_problems
 from cluster.config.schedule_rules import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
 from cluster.config.transport import transport_problems
@@ -25,7 +26,7 @@ def cross_section_problems(config: Config) -> list[Problem]:
     policy_gradient = (_advantage, _loss, _kl, _correction)
     kind = (online_pair_problems,) if config.algorithm.name == "online_dpo" else policy_gradient
     own = (
-        (reward_problems, *kind, _sampling, _rollout, schedule_problems, transport_problems, _minibatches)
+        (reward_problems, *kind, _sampling, rollout_problems, schedule_problems, transport_problems, _minibatches)
         if config.algorithm.online
         else (offline_problems,)
     )
@@ -176,21 +177,6 @@ def _sampling(config: Config) -> Iterator[Problem]:
             path,
             f"{' and '.join(cut)} renormalise over tokens that the learner cannot see, so its log-probs would be of "
             "another distribution; use top_p 1 and top_k 0, or set algorithm.correction.kind",
-        )
-
-
-def _rollout(config: Config) -> Iterator[Problem]:
-    rollout, share = config.rollout, config.learner.gpus_per_rank
-    if rollout.engine == "torch" and rollout.tensor_parallel > 1:
-        yield Problem(
-            "rollout.tensor_parallel",
-            f"the torch engine runs on one device, got {rollout.tensor_parallel}; use vllm or 1",
-        )
-    if 0 < share < 1 and rollout.gpu_memory_utilization > 1 - share:
-        yield Problem(
-            "rollout.gpu_memory_utilization",
-            f"a worker that shares its GPU with a learner rank (learner.gpus_per_rank {share:g}) may take at most "
-            f"{1 - share:g} of its memory, got {rollout.gpu_memory_utilization:g}",
         )
 
 

@@ -113,6 +113,9 @@ class Rollout(Section):
     """On CPU. On a GPU the engine takes `gpu_memory_utilization` of it."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0.0, lt=1.0)
     enforce_eager: bool = True
+    sleep_level: Literal[0, 1, 2] = 0
+    """What engines give up while a learner on their GPU works: 1 the cache, with the weights moved to host memory; 2
+    both, and the next publish brings the weights."""
     threads: int = Field(default=0, ge=0)
     """CPU threads a worker; 0 divides the machine among the workers that run at once."""
     stall_timeout_s: Seconds = 120.0

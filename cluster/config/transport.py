@@ -26,7 +26,11 @@ def choose_transport(config: Config, device: str) -> tuple[str, str]:
 
 def hardware_lacks(config: Config, device: str) -> str | None:
     """Why the transport that is named cannot work on this device; None if it can."""
-    if config.algorithm.online and config.weights.transport == "cuda_ipc" and device == "cpu":
+    if not config.algorithm.online or device != "cpu":
+        return None
+    if config.rollout.sleep_level and config.rollout.engine == "vllm":
+        return "rollout.sleep_level: vLLM frees the memory of GPUs only and there is none here; remove it"
+    if config.weights.transport == "cuda_ipc":
         return "weights.transport: cuda_ipc shares the memory of a GPU and there is none here; use object_store"
     return None
 

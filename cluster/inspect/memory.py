@@ -23,6 +23,8 @@ DRIVER = 1 << 30
 """Driver, supervisor and Ray's own processes on the head node."""
 LAST_VERSION = "last version"
 """What both ends of a sparse delta keep: the weights that the next change is told against."""
+UPDATE_PARTS = ("activations", "logits")
+"""Held while the learner computes, and given back between."""
 HOST_PARTS = ("runtime", "offloaded state", LAST_VERSION)
 
 
@@ -189,13 +191,16 @@ def _transport(config: Config, policy: ModelFacts, element: int, copies_on_devic
 
 def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:
     """The least memory of each GPU for this plan; a GPU that learner and rollout share is divided by
-    rollout.gpu_memory_utilization."""
+    rollout.gpu_memory_utilization, or by turns where engines sleep."""
     learner = plan.role("learner").on_device + GPU_CONTEXT
     if not config.algorithm.online:
         return learner
     use, parallel = config.rollout.gpu_memory_utilization, config.rollout.tensor_parallel
     rollout = (plan.role("rollout").on_device // parallel + GPU_CONTEXT) / use
     shares = 0 < config.learner.gpus_per_rank < 1 and parallel == 1
+    if shares and config.rollout.sleep_level:
+        working = sum(plan.role("learner").parts.get(part, 0) for part in UPDATE_PARTS)
+        return round(max(learner + GPU_CONTEXT, (learner - working) / (1 - use), rollout))
     return round(max(learner / (1 - use) if shares else learner, rollout))
 
 

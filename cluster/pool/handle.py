@@ -67,6 +67,9 @@ class RolloutHandle(Protocol):
     async def adopt(self, version: PolicyVersion) -> None:
         """Its weights, fresh from disk, are `version`."""
 
+    async def sleep(self) -> None:
+        """Give up the engine's memory until the next publish; nothing may be under way."""
+
     async def begin_publish(self, number: int) -> None: ...
 
     async def connect(self, link: Link) -> None:

@@ -154,6 +154,10 @@ class RolloutPool:
         """What a joiner's log-probs of the recorded samples are judged by."""
         self._soon(lambda: self._core.weights.calibrated(probe, judge))
 
+    def sleep(self) -> None:
+        """Returns when every engine has given up its memory, until the next publish; nothing may be under way."""
+        self._ask(self._core.weights.sleep(), "putting the engines to sleep")
+
     def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
         """From here until `admit` the engines hold no version. Nothing waits: failures show at the end. (the workers
         that the publish goes to, whether they are linked already)."""

@@ -86,6 +86,10 @@ class Weights:
         """From now on a joiner must compute as the learner did for these recorded samples."""
         self._current = replace(self._current, probe=probe, judge=judge)
 
+    async def sleep(self) -> None:
+        """Let every healthy member give up its memory until the next publish."""
+        await all_within({m.name: m.handle.sleep() for m in self._healthy()}, self._deadline_s, "putting to sleep")
+
     def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
         """Start the next version on every healthy member; from here to `admit` they hold none. (who they are, whether
         they are linked to each other already)."""

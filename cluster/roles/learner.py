@@ -39,7 +39,8 @@ class LearnerSpec:
     """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
     absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
     has one (reference_path None). temperature: of sampling, which training
-    divides logits by too. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports)."""
+    divides logits by too. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
+    gives_back: engines that sleep wait for the GPU memory that torch keeps for the next update."""
 
     trains: Training
     policy: LearnerSettings | None
@@ -50,6 +51,7 @@ class LearnerSpec:
     temperature: float = 1.0
     transport: str = "object_store"
     weights_timeout_s: float = 600.0
+    gives_back: bool = False
 
 
 def free_port() -> int:
@@ -138,7 +140,13 @@ class LearnerRole:
         return TokenColumn(slots, values)
 
     def policy_logprobs(self, temperature: float | None, *chunks: SampleBatch) -> TokenColumn:
-        return self.policy.logprobs(SampleBatch.concat(chunks), temperature)
+        found = self.policy.logprobs(SampleBatch.concat(chunks), temperature)
+        if self._spec.gives_back:
+            import torch
+
+            # A publish begins with this call, and wakes the engines next.
+            torch.cuda.empty_cache()
+        return found
 
     def values(self, *chunks: SampleBatch) -> TokenColumn:
         return self.critic.values(SampleBatch.concat(chunks))

@@ -83,8 +83,8 @@ class RolloutRole:
         return await asyncio.wrap_future(self._server.interrupt())
 
     async def in_turn(self, turn: int, verb: str, argument: Any) -> Any:
-        """Calls about weights (adopt, begin_publish, connect, receive, finish_publish, probe, admit), each when all
-        calls of earlier turns have begun."""
+        """Calls about weights (adopt, sleep, begin_publish, connect, receive, finish_publish, probe, admit), each when
+        all calls of earlier turns have begun."""
         answer: Future[Any] = Future()
         answer.set_running_or_notify_cancel()  # who stops waiting cancels nothing
         self._early[turn] = (verb, argument, answer)

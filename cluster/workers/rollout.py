@@ -62,6 +62,9 @@ class RayRollout:
     async def adopt(self, version: PolicyVersion) -> None:
         await self._in_turn("adopt", version)
 
+    async def sleep(self) -> None:
+        await self._in_turn("sleep", None)
+
     async def begin_publish(self, number: int) -> None:
         await self._in_turn("begin_publish", number)
 

@@ -82,3 +82,20 @@ checkpoint: {{every_steps: 12}}
     assert found[0]["eval/margin"] == 0.0
     assert found[-1]["loss"] < 0.3
     assert found[-1]["eval/accuracy"] > 0.95
+
+
+def test_engines_that_forget_their_weights_while_the_learner_works_have_the_new_ones_after(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """On the twin, whose forgotten weights are NaN: one that a publish left asleep would fail the run."""
+    path = recipe(
+        tmp_path,
+        tiny_model,
+        steps=2,
+        rollout={"engine": "torch", "sleep_level": 2, "gpu_memory_utilization": 0.8},
+        learner={"gpus_per_rank": 0.5, "backend": "torch"},
+        checkpoint={"every_steps": 2},
+    )
+    train(path, tmp_path / "run")
+    steps = rows(tmp_path / "run")[1:]
+    assert len(steps) == 2 and all(row["sync/mismatch"] < 1e-4 for row in steps)

@@ -406,3 +406,16 @@ def test_a_request_says_what_the_sampling_settings_say():
     batch, _ = serving_worker(engine).generate(PROMPTS[:1], settings, 0)
     assert engine.requests["7/0"] == Request("7/0/0", (1, 2, 3), 0.7, 6, sample_seed(1, 7, 0), 0.9, 4, 2, ("x",))
     assert batch.finish_reasons.tolist() == [FinishReason.STOP]
+
+
+def test_a_worker_asleep_serves_nothing_until_the_next_publish():
+    engine = ScriptedEngine(SCRIPT)
+    worker = serving_worker(engine)
+    worker.sleep()
+    assert engine.slept == 1 and worker.version is None
+    with pytest.raises(WrongVersion, match="it serves no version: publish one"):
+        worker.submit(PROMPTS, TWO_EACH, 0)
+    with pytest.raises(WrongVersion, match="the worker is between"):
+        worker.sleep()
+    publish(worker, 3.0, 1)
+    assert len(worker.generate(PROMPTS, TWO_EACH, 1)[0]) == 4

@@ -73,3 +73,43 @@ def test_hardware_that_lacks_is_named_with_the_way_out():
         "weights.transport: cuda_ipc shares the memory of a GPU and there is none here; use object_store"
     )
     assert hardware_lacks(config(DPO), "cpu") is None
+
+
+ASLEEP = ["rollout.sleep_level=2", "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.8"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (ASLEEP, []),
+        (
+            [*ASLEEP, "learner.gpus_per_rank=1"],
+            [
+                "rollout.sleep_level: makes room for a learner on the engine's GPU; set learner.gpus_per_rank below 1 "
+                "or remove it, got gpus_per_rank 1"
+            ],
+        ),
+        (
+            [*ASLEEP, "rollout.schedule.kind=asynchronous"],
+            [
+                "rollout.sleep_level: engines of the asynchronous schedule work while the learner does; use "
+                "synchronous or partial"
+            ],
+        ),
+        (
+            [*ASLEEP, "model.lora.rank=8"],
+            ["rollout.sleep_level: 2 forgets the base model, and only its adapter is published; use 1"],
+        ),
+        ([*ASLEEP, "model.lora.rank=8", "rollout.sleep_level=1"], []),
+    ],
+)
+def test_engines_sleep_where_a_learner_needs_their_gpu_and_something_wakes_them(overrides, expected):
+    assert problems(GRPO, *overrides) == expected
+
+
+def test_vllm_sleeps_on_gpus_only():
+    assert hardware_lacks(config(GRPO, *ASLEEP), "cuda") is None
+    assert hardware_lacks(config(GRPO, *ASLEEP, "rollout.engine=torch"), "cpu") is None
+    assert hardware_lacks(config(GRPO, *ASLEEP), "cpu") == (
+        "rollout.sleep_level: vLLM frees the memory of GPUs only and there is none here; remove it"
+    )
