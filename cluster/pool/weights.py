@@ -1,8 +1,9 @@
 """The pool's weights: the version that it serves, the publish under way, and what a joiner must take and prove.
 
 In: versions and buckets from the publisher, on the pool's event loop. Out: members that hold them, proved. A publish
-begins with the healthy members of that moment and waits for no other; a joiner waits until it is settled. Left out: the
-learner's side and the bound of the proof (cluster/publish.py), who is a member (core.py).
+begins with the healthy members of that moment and waits for no other; a joiner waits until it is settled, and one that
+was overtaken goes along with the next, or versions that follow each other fast would leave it behind for ever. Left
+out: the learner's side and the bound of the proof (cluster/publish.py), who is a member (core.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from actors.types import PolicyVersion
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.pool.handle import WorkerError, WorkerLost
-from cluster.pool.member import Member
+from cluster.pool.member import Member, MemberState
 
 T = TypeVar("T")
 Judge = Callable[[np.ndarray], str | None]
@@ -49,17 +50,34 @@ class Weights:
         self._settled = asyncio.Event()
         """Set while no publish is under way and there is a version to serve."""
         self._publishing: list[tuple[Member, list[asyncio.Task[Any]]]] = []
+        self._overtaken: dict[str, tuple[Member, asyncio.Future[None]]] = {}
+        self._along: list[asyncio.Future[None]] = []
+        """Joiners that the publish under way took along: who waits for their admission."""
         self._linked: tuple[str, ...] = ()
         """Members of the group that weights come through, where they do not come through the object store."""
 
     async def bring_up_to_date(self, member: Member) -> None:
         """The present version, proved; once more if another was published meanwhile."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self._settled.wait()
-            current = self._current
+            current, began = self._current, clock()
             await within(self._bring_to(member, current), self._deadline_s, f"publishing to {member.name}")
             if self._current is current and self._settled.is_set():
                 return
+            if await self._goes_along(member, patience_s=2 * (clock() - began)):
+                return
+
+    async def _goes_along(self, member: Member, patience_s: float) -> bool:
+        """Whether a publish that began in this time took the member along; if none does, it has time to try again."""
+        admitted = asyncio.get_running_loop().create_future()
+        self._overtaken[member.name] = (member, admitted)
+        await asyncio.wait({admitted}, timeout=patience_s)
+        if self._overtaken.pop(member.name, None) is not None:
+            return False
+        # As long as the publish may take in all: loading, proof, admission.
+        await within(admitted, 3 * self._deadline_s, f"publishing to {member.name}")
+        return True
 
     async def _bring_to(self, member: Member, current: Current) -> None:
         handle = member.handle
@@ -94,7 +112,11 @@ class Weights:
         """Start the next version on every healthy member; from here to `admit` they hold none. (who they are, whether
         they are linked to each other already)."""
         self._settled.clear()
-        self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in self._healthy()]
+        overtaken, self._overtaken = self._overtaken, {}
+        along = [(m, admitted) for m, admitted in overtaken.values() if m.state is MemberState.JOINING]
+        self._along = [admitted for _, admitted in along]
+        members = [*self._healthy(), *(member for member, _ in along)]
+        self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in members]
         names = tuple(member.name for member, _ in self._publishing)
         return names, names == self._linked
 
@@ -149,6 +171,8 @@ class Weights:
         await self._each(admit, f"admitting version {current.version.number}")
         self._publishing = []
         self._current = current
+        for admitted in self._along:
+            admitted.set_result(None)
         self._settled.set()
 
     async def _each(self, verb: Callable[[Member, list], Any], what: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -144,6 +145,44 @@ def test_a_joiner_that_starts_during_a_publish_takes_the_version_that_is_being_p
     assert one.states()["rollout-1"] == ("joining", None)
     one.pool.admit(version, buckets, None, lambda logprobs: None)
     one.until(lambda: one.states()["rollout-1"] == ("healthy", 1))
+
+
+def test_a_joiner_that_was_overtaken_goes_along_with_the_next_publish(bench):
+    """Version 2 begins while it takes 1, and 3 as soon as 2 is settled: by itself it would never catch up."""
+    one = bench(1).adopt()
+    one.publish(1)
+    taking, go_on = threading.Event(), threading.Event()
+
+    def slow(worker: LocalRollout) -> None:
+        load = worker.engine.finish_update
+
+        def finish() -> None:
+            if not taking.is_set():
+                taking.set()
+                go_on.wait(SOON_S)
+                time.sleep(0.2)  # how long it waits for the next publish goes by how long this round took
+            load()
+
+        worker.engine.finish_update = finish
+
+    one.prepare = slow
+    one.pool.scale(2)
+    assert taking.wait(SOON_S)
+    buckets, version = buckets_of(2.0, 2)
+    one.pool.begin_publish(2)
+    go_on.set()
+    one.until(lambda: "rollout-1" in one.pool._core.weights._overtaken)
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    assert one.pool.begin_publish(3)[0] == ("rollout-0", "rollout-1")
+    buckets, version = buckets_of(3.0, 3)
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    one.until(lambda: one.states()["rollout-1"] == ("healthy", 3))
 
 
 def test_a_joiner_that_computes_otherwise_takes_no_traffic(bench):
