@@ -19,7 +19,7 @@ from actors.engine import Request, StepOutput
 from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings
 from bench.common import table
 from cluster.pool.admission import Admission
-from cluster.pool.core import Deadlines
+from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.simulate.run import Scenario, simulate
 from cluster.simulate.worker import StepTime

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from actors.pretrained import resolve_model
-from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
+from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, recovery
 from cluster.config import Config, ConfigError, Problem
 from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster
@@ -27,20 +27,19 @@ from cluster.online_pairs import OnlinePairsJob
 from cluster.placement import Placement, plan, shortage
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.preferences import PreferenceJob
+from cluster.recovery import last_commit, step_of
 from cluster.reward_modelling import RewardModelJob
-from cluster.run import checkpoint
 from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
-from cluster.run.state import DriverState
 from cluster.run.trackers import open_trackers
 from cluster.stored_inputs import load_stored_inputs
 from cluster.streaming import StreamingJob
 from cluster.supervised import SupervisedJob
 
-FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "name")
+FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery", "name")
 """Sections that a resume may change; the rest decides what the numbers are."""
 
 
@@ -65,27 +64,30 @@ def run(
         directory.write_config(config)
         model_path = resolve_model(config.model.path)
         # Cutting back replaces events.jsonl: whoever opened it before would write into the file that is gone.
-        commit, damaged = _last_commit(directory) if resume else (None, [])
+        commit, damaged = last_commit(directory) if resume else (None, [])
         events = EventsWriter(directory)
         for problem in damaged:
             events.write("damaged", problem)
             console.event(f"skipping a damaged checkpoint: {problem}")
-        metrics: MetricsWriter | None = None
+
+        def open_metrics(commit: Path | None, resumed: bool = True) -> MetricsWriter:
+            return MetricsWriter(
+                directory,
+                open_trackers(directory, config, resumed_step=step_of(commit) if resumed else None),
+                on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
+            )
+
+        job: Job | None = None
         try:
             with Cluster(config.ray.address, logical_cpus(config)) as cluster:
                 placement = _placement(config, cluster)
-                console.start(_header(config, placement, _step_of(commit)))
-                metrics = MetricsWriter(
-                    directory,
-                    open_trackers(directory, config, resumed_step=_step_of(commit) if resume else None),
-                    on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
-                )
-                job = _kind(config)(config, directory, metrics, events, console, model_path)
+                console.start(_header(config, placement, step_of(commit)))
+                job = _kind(config)(config, directory, open_metrics(commit, resume), events, console, model_path)
                 try:
                     _start(job, placement, commit)
                     events.write("start", f"running from step {job.state.step}", job.state.step)
                     with ControlServer(directory, job.verbs()):
-                        _loop(job).train(job)
+                        recovery.train(job, _loop(job), open_metrics)
                     return _finish(job, directory, console)
                 finally:
                     # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.
@@ -101,8 +103,8 @@ def run(
             raise
         finally:
             console.close()
-            if metrics is not None:
-                metrics.close()
+            if job is not None:
+                job.metrics.close()
             events.close()
             directory.push()
 
@@ -123,18 +125,6 @@ def _loop(job: Job) -> ModuleType:
         return online_dpo
     ahead = {"partial": partial, "one_step_off": one_step_off, "asynchronous": asynchronous}
     return {"synchronous": ppo, **ahead}[job.config.rollout.schedule.kind]
-
-
-def _last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with newer ones; the run's records are cut back to it (to
-    nothing when there is none)."""
-    found, damaged = checkpoint.latest_whole(directory.checkpoints)
-    directory.truncate_after(_step_of(found))
-    return found, damaged
-
-
-def _step_of(commit: Path | None) -> int:
-    return -1 if commit is None else DriverState.load(commit).step
 
 
 def _start(job: Job, placement: Placement, commit: Path | None) -> None:

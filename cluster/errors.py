@@ -7,3 +7,11 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """The run failed: exit code 1. The text names the cause and the command that resumes."""
+
+
+class NoAnswer(RunFailed):
+    """A worker died, or did not answer in time."""
+
+
+class LearnerLost(NoAnswer):
+    """A rank of the learner group is gone or stuck: the group must be built again."""

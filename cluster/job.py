@@ -7,6 +7,7 @@ dpo.py), building the workers (online.py, dpo.py), the process around it (driver
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +62,13 @@ class Job:
     def steps(self) -> Iterator[int]:
         """The steps still to do, until one asks to stop. Each is timed; what it recorded is written at its end."""
         while self.state.step < self.config.steps and self.stop_reason is None:
-            self._phases, self._row, self._step_began = {}, {}, time.monotonic()
+            self.begin_row()
             yield self.state.step + 1
+
+    def begin_row(self) -> None:
+        """Forget what was noted since the last row."""
+        self._phases, self._row, self._step_began = {}, {}, time.monotonic()
+        self.timeline.forget()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -196,6 +202,22 @@ class Job:
         self.ledger.restore(commit / "ledger.sqlite")
         self.load_extra(commit)
         self.learner.load(str(commit))
+
+    @abstractmethod
+    def rebuild(self, commit: Path | None) -> None:
+        """A new learner in the place of one that was lost, and everything back to `commit` (None: to step 0)."""
+
+    def forget_progress(self) -> None:
+        """As before the first step, where there is no commit to go back to."""
+        self.state = DriverState(
+            source=self.state.source, multiplier=self.first_multiplier, fresh_mismatch=self.state.fresh_mismatch
+        )
+        self.ledger.clear()
+
+    @property
+    def first_multiplier(self) -> float:
+        safety = self.config.reward.safety
+        return DriverState().multiplier if safety is None else safety.multiplier
 
     def save_extra(self, stage: Path) -> None:
         """What a kind of job adds to its checkpoint."""

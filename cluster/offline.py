@@ -36,20 +36,16 @@ class OfflineJob(Job):
 
     def start_workers(self, placement: Placement) -> None:
         config = self.config
-        self.learner = LearnerGroup(
-            placement.role("learner"),
-            LearnerSpec(
-                trains=resolve.training(config),
-                policy=resolve.policy_settings(config, str(self.model_path), config.steps),
-                critic=None,
-                reference_path=None,
-                device=placement.device,
-                timeout_s=config.learner.update_timeout_s,
-            ),
-            config.learner.update_timeout_s,
+        spec = LearnerSpec(
+            trains=resolve.training(config),
+            policy=resolve.policy_settings(config, str(self.model_path), config.steps),
+            critic=None,
+            reference_path=None,
+            device=placement.device,
+            timeout_s=config.learner.update_timeout_s,
         )
-        timeout_s = config.ray.start_timeout_s
-        self._building = self.learner.build(timeout_s)
+        self.learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
+        self._building = self.learner.build(config.ray.start_timeout_s)
 
     def begin(self, inputs: StoredInputs, commit: Path | None) -> None:
         config = self.config
@@ -63,6 +59,13 @@ class OfflineJob(Job):
             self.restore(commit)
         else:
             self.ledger.clear()
+
+    def rebuild(self, commit: Path | None) -> None:
+        self.learner.start_again(self.config.ray.start_timeout_s)
+        if commit is not None:
+            self.restore(commit)
+        else:
+            self.forget_progress()
 
     def prepare(self) -> None:
         """What is measured once, under the initial weights."""

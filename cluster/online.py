@@ -6,7 +6,6 @@ learned from samples (policy_gradient.py, online_pairs.py), records and commits 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,14 +22,11 @@ from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples
 from cluster.config import resolve
 from cluster.config.transport import choose_transport
-from cluster.errors import UserError
+from cluster.elastic import Elastic
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement
-from cluster.pool.autoscale import Autoscaler, StepLoad
-from cluster.pool.member import MemberState
-from cluster.pool.usage import PoolUsage
 from cluster.publish import Publisher
 from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
@@ -78,7 +74,10 @@ class OnlineJob(Job):
         )
         self.rollouts = start_pool(config, placement, self.model_path, self._tell_of_workers)
         self.scorers = ScorerPool(
-            placement.role("scorer"), scorer_spec(config, self.model_path, reward_specs, base), config.rollout.timeout_s
+            placement.role("scorer"),
+            scorer_spec(config, self.model_path, reward_specs, base),
+            config.rollout.timeout_s,
+            config.recovery.scorer_failures,
         )
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
@@ -105,18 +104,15 @@ class OnlineJob(Job):
         self.heldout = heldout_prompts(inputs)
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
         self.state.source = self.train.fingerprint()
-        if config.reward.safety is not None:
-            self.state.multiplier = config.reward.safety.multiplier
+        self.state.multiplier = self.first_multiplier
         self.console.phase("loading models and engines")
         self._building.result()
         self._starter.shutdown()
         self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
         self.publisher.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
-        self._usage = PoolUsage()
-        settings = resolve.autoscale_settings(config)
-        self._autoscaler = None if settings is None else Autoscaler(settings, time.monotonic)
+        self.elastic = Elastic(self.rollouts, resolve.autoscale_settings(config), self.events)
         self.console.phase("probing the engines")
-        self.recorded = self._first_probe()
+        self.recorded = self._fresh_recorded = self._first_probe()
         self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
         self._copy_rate = self.learner.copy_bytes_per_s(COPY_BYTES)
         if commit is not None:
@@ -144,42 +140,26 @@ class OnlineJob(Job):
         self.state.fresh_mismatch = fresh  # of these engines, not of the ones that are gone
         self.publish()
 
+    def rebuild(self, commit: Path | None) -> None:
+        self.rollouts.forget()
+        self.learner.start_again(self.config.ray.start_timeout_s)
+        self.elastic.load()  # what they did until now is no step's
+        if commit is not None:
+            self._resume(commit)
+            return
+        self.forget_progress()
+        self.recorded = self._fresh_recorded
+        self.publish()
+
     def finish_step(self, step: int) -> None:
-        pulses = self.rollouts.pulses()
+        load = self.elastic.load()
         self.timeline.add(self.rollouts.take_spans())
-        load = self._usage.since_last(pulses)
         self.note(load.metrics())
         super().finish_step(step)
-        if self._autoscaler is not None:
-            self._autoscale(
-                step, StepLoad(load.workers, load.seconds.generate, self.learner_seconds, self.step_seconds)
-            )
-
-    def _autoscale(self, step: int, load: StepLoad) -> None:
-        decision = self._autoscaler.decide(load)
-        if decision is None or decision.workers == len(self.rollouts):
-            return
-        try:
-            said = self.rollouts.scale(decision.workers)
-        except UserError as error:  # fault boundary: the cluster has no room, the run goes on as it is
-            said = str(error)
-        self.events.write("autoscale", f"{said}: {decision.reason}", step, rollout=decision.workers)
+        self.elastic.autoscale(step, load, self.learner_seconds, self.step_seconds)
 
     def verbs(self) -> Mapping[str, Callable[..., str]]:
-        return {"scale": self._scale, "workers": self._workers}
-
-    def _workers(self) -> str:
-        """The rollout workers that are there, each with its state and the version it serves."""
-        gone = {MemberState.RETIRED.value, MemberState.DEAD.value}
-        here = [member for member in self.rollouts.members() if member[1] not in gone]
-        return ", ".join(
-            f"{name} {state}" + ("" if version is None else f" at version {version}") for name, state, version in here
-        )
-
-    def _scale(self, rollout: int) -> str:
-        said = self.rollouts.scale(rollout)
-        self.events.write("scale", f"asked for {rollout} rollout workers: {said}", rollout=rollout)
-        return said
+        return self.elastic.verbs()
 
     # --- one step's verbs ---
 
@@ -215,10 +195,11 @@ class OnlineJob(Job):
         published = self.publisher.publish(self.recorded)
         self.ledger.record_version(published.version.number, published.version.digest, self.state.step)
         self.role("rollout", "sync", published.seconds)
+        if published.mismatch is not None:
+            self.note({"sync/mismatch": published.mismatch})
         self.note(
             {
                 "sync/bytes": published.bytes,
-                "sync/mismatch": published.mismatch,
                 "throughput/sync_bytes_per_s": published.bytes * published.engines / published.load_seconds,
                 "throughput/copy_bytes_per_s": self._copy_rate,
             }

@@ -43,6 +43,10 @@ class PolicyGradientJob(OnlineJob):
         answers = self.rollouts.generate(prompts, greedy, self.publisher.version.number)
         return replace(wave, greedy=answers, seconds=wave.seconds + max(s.seconds for s in answers.stats))
 
+    def forget_progress(self) -> None:
+        super().forget_progress()
+        self.state.kl_coef = self.method.preset.kl_coef
+
     def score(self, step: int, batch: StepBatch) -> StepColumns:
         """Scores, and the log-probs and values that the method needs, in parallel."""
         self.make_room()

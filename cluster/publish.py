@@ -30,14 +30,14 @@ ROUNDING = 1e-4
 class Published:
     """seconds of the whole, proof included, and of them `load_seconds` from the learner's first gather until the last
     engine has loaded the version and proved its digest; bytes of one version, and how many engines took it; the largest
-    mean |engine - learner| over the engines, in nats."""
+    mean |engine - learner| over the engines, in nats, None where no engine was left to take it."""
 
     version: PolicyVersion
     seconds: float
     load_seconds: float
     bytes: int
     engines: int
-    mismatch: float
+    mismatch: float | None
 
 
 class Publisher:
@@ -71,8 +71,10 @@ class Publisher:
         """Measure a freshly loaded engine against the learner, both on the same weights; the mean mismatch, in nats."""
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
         engines = self._pool.probe(probe)
+        if not engines:
+            raise RunFailed("no engine is left to measure against the learner; start again")
         learner = self._learner.wait(shares, "scoring the recorded samples")
-        self._fresh = max((mismatch(engine, learner) for engine in engines), key=lambda found: found.mean)
+        self._fresh = max((mismatch(engine, learner) for engine in engines.values()), key=lambda found: found.mean)
         if not np.isfinite(self._fresh.mean):
             raise RunFailed("the engines or the learner give log-probs that are not finite, before any training")
         self._pool.calibrated(probe, self._judge(learner))
@@ -87,35 +89,48 @@ class Publisher:
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
         learner = self._learner.wait(shares, "scoring the recorded samples")
         sending = time.monotonic()
-        buckets, summary = self._send(number)
+        buckets, summary = self._send_again(number)
         version = PolicyVersion(number, summary.digest)
         self._pool.finish_publish(version)
         loaded = time.monotonic()
         engines = self._pool.probe(probe)
         judge = self._judge(learner)
-        for engine in engines:
-            if (wrong := judge(engine)) is not None:
-                raise RunFailed(f"an engine {wrong}; resume to load the engines afresh")
+        wrong = {name: words for name, engine in engines.items() if (words := judge(engine)) is not None}
+        if wrong and len(wrong) == len(engines):
+            raise RunFailed(f"an engine {next(iter(wrong.values()))}; resume to load the engines afresh")
+        for name, words in wrong.items():
+            self._pool.expel(name, f"it {words}")
         self._pool.admit(version, buckets, probe, judge)
+        self.version = version
         if self._parcels:
             self._learner.release_weights()
-        self.version = version
-        worst = max((mismatch(engine, learner).mean for engine in engines), default=0.0)
+        worst = max((mismatch(engines[name], learner).mean for name in engines.keys() - wrong.keys()), default=None)
         return Published(version, time.monotonic() - start, loaded - sending, summary.nbytes, len(engines), worst)
+
+    def _send_again(self, number: int) -> tuple[list[Ref], WeightSummary]:
+        """As long as it fails because a worker died among those that wait for each other: once more without it."""
+        while True:
+            try:
+                return self._send(number)
+            except RunFailed:
+                if not self._pool.lose_failed():
+                    raise
 
     def _send(self, number: int) -> tuple[list[Ref], WeightSummary]:
         """Every bucket to every worker of this publish, by the run's transport."""
         members, linked = self._pool.begin_publish(number)
+        if self._parcels and not linked and (link := self._learner.link(len(members) + 1)) is not None:
+            self._pool.connect(link)
+            linked = True
+        # Who only pulls can be lost without the others.
+        watch = self._pool.watch_publish if linked else self._pool.lose_failed
         try:
-            if self._parcels and not linked and (link := self._learner.link(len(members) + 1)) is not None:
-                self._pool.connect(link)
-            return self._learner.weights(
-                self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels, self._pool.watch_publish
-            )
+            return self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels, watch)
         except RunFailed as error:
-            self._pool.watch_publish()  # an engine's own failure tells more than that the learner waited for it
-            if lagging := self._pool.unanswered():
-                raise RunFailed(f"{error} (not through with it: {', '.join(lagging)})") from error
+            if linked:
+                self._pool.watch_publish()  # an engine's own failure tells more than that the learner waited for it
+                if lagging := self._pool.unanswered():
+                    raise RunFailed(f"{error} (not through with it: {', '.join(lagging)})") from error
             raise
 
     def _judge(self, learner: list) -> Callable[[np.ndarray], str | None]:

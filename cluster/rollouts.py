@@ -20,8 +20,8 @@ from cluster.inspect.machine import GIB
 from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
 from cluster.placement import Placement, RolePlan
-from cluster.pool.core import Deadlines
 from cluster.pool.demand import bundles_of
+from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec
 from cluster.workers import NodeRequests, free_resources, put, start_rollout
@@ -57,6 +57,7 @@ def start_pool(
         put=put,
         sequences=rollout.max_num_seqs,
         deadlines=Deadlines(config.ray.start_timeout_s, rollout.timeout_s, config.weights.timeout_s),
+        limits=resolve.recovery_limits(config),
         tell=tell,
         **room,
     )

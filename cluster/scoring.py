@@ -31,6 +31,7 @@ class Scoring:
         self._safety = job.config.reward.safety
         self.scores: ScoreBatch = ScoreBatch(np.zeros(0), {})
         self.kept: list[int] = []
+        self._processes: set[int] = set()
 
     def fetch(self, refs: ScoreRefs) -> ScoreBatch:
         """Scores as the policy is trained on them: under a safety constraint the rewards less their costs."""
@@ -47,6 +48,7 @@ class Scoring:
         self.scores = self._raw(batch.scores)
         trained = self._trained(self.scores)
         reports = self._scorers.wait([report for _, report in batch.scores])
+        self._tell_of_restarts({report.process for report in reports})
         self._job.role("scorer", "score", max(report.seconds for report in reports))
         self._note(batch)
         unscored = dropped_groups(trained.values, samples)
@@ -59,6 +61,14 @@ class Scoring:
             return [scores for scores, _ in batch.scores]
         self._move_multiplier()
         return [put(trained)]
+
+    def _tell_of_restarts(self, processes: set[int]) -> None:
+        """Ray starts a scorer that died again by itself; its new process is how it shows."""
+        count = self._job.config.reward.processes
+        for process in sorted(processes - self._processes):
+            if len(self._processes) >= count:
+                self._job.events.write("recovered", f"a scorer was started again, as process {process}")
+            self._processes.add(process)
 
     def costs(self, scores: ScoreBatch) -> np.ndarray:
         """float64 [B]: the weighted sum of the costs, NaN where one of them has no value."""

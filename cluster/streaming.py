@@ -35,8 +35,16 @@ class StreamingJob(PolicyGradientJob):
 
     def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
         super().begin(inputs, tokenizer, commit)
+        self.max_staleness = resolve.max_staleness(self.config)
+        self._open_stream()
+
+    def rebuild(self, commit: Path | None) -> None:
+        super().rebuild(commit)
+        self._open_stream()
+
+    def _open_stream(self) -> None:
+        """With what the last commit had under way."""
         config = self.config
-        self.max_staleness = resolve.max_staleness(config)
         self._stream = Stream(
             self.rollouts,
             resolve.admission(config),

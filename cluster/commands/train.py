@@ -6,6 +6,7 @@ In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Lef
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,11 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue from the last commit in the run directory.")] = False,
 ) -> None:
     """Tune a model."""
+    from cluster import supervisor
+
+    if not supervisor.is_driver():
+        raise typer.Exit(supervisor.supervise(sys.argv[1:], lambda: _begun(config, overrides, run_dir), _limits))
+    supervisor.follow_supervisor()
     from cluster.commands.check import problems
     from cluster.config import ConfigError, Pipeline, load_run
 
@@ -40,6 +46,27 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; resume with: {again}", err=True)
         raise typer.Exit(130) from None
+
+
+def _begun(config: Path, overrides: list[str] | None, run_dir: str | None) -> Path | None:
+    """The run directory, if there is something in it to resume."""
+    from cluster.config import load_run
+    from cluster.run.directory import RunDirectory
+
+    where = RunDirectory(run_dir or f"runs/{load_run(config, overrides or []).name}").root
+    return where if any((where / name).is_file() for name in ("config.yaml", "pipeline.yaml")) else None
+
+
+def _limits(run_dir: Path) -> tuple[int, float]:
+    """How often, and after how many seconds first, the run's driver may be started again."""
+    import yaml
+
+    from cluster.config.recovery import Recovery
+
+    file = run_dir / "config.yaml"
+    saved = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    recovery = Recovery(**saved.get("recovery", {}))
+    return recovery.driver_failures, recovery.backoff_s
 
 
 def _train_run(config: Config, where: str, resume: bool, again: str) -> None:

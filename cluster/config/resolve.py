@@ -15,6 +15,7 @@ from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
+from cluster.pool.recovery import RecoveryLimits
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.method import (
     LearnerSettings,
@@ -163,6 +164,17 @@ def engine_settings(config: Config, model_path: str) -> EngineSettings:
         seed=config.seed,
         sleep_level=r.sleep_level,
         lora=lora_settings(config),
+    )
+
+
+def recovery_limits(config: Config) -> RecoveryLimits:
+    recovery = config.recovery
+    return RecoveryLimits(
+        failures=recovery.worker_failures,
+        attempts=recovery.attempts,
+        silence_s=recovery.silence_s,
+        progress_s=config.rollout.stall_timeout_s,
+        backoff_s=recovery.backoff_s,
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from cluster.config.algorithm import Algorithm
 from cluster.config.lora import Lora
+from cluster.config.recovery import Recovery
 from cluster.config.reward import Reward
 from cluster.config.schedule import Autoscale, Schedule
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
@@ -265,6 +266,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
     weights: Weights = Weights()
+    recovery: Recovery = Recovery()
     ray: RaySection = RaySection()
     tracking: Tracking = Tracking()
 

@@ -65,6 +65,10 @@ class Dispatcher:
         else:
             self._queue.append(ticket)
 
+    def clear(self) -> None:
+        """Forget the tickets that nobody has yet."""
+        self._queue.clear()
+
     def assign(self) -> Iterator[tuple[str, Ticket]]:
         """Give out what there is room for, in the queue's order: a large ticket is not overtaken by small ones."""
         while self._queue and (member := self._choose(self._queue[0])) is not None:

@@ -7,6 +7,7 @@ decides (core.py).
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from dataclasses import dataclass, field
 
@@ -36,11 +37,12 @@ FOLLOWS: dict[MemberState, frozenset[MemberState]] = {
 ENDS = frozenset({S.DEAD, S.RETIRED})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. leaving: asked to go, as
-    soon as no publish needs it. work: tickets it has. spans: what it did, not yet fetched. asked_at, engine_at: when it
-    was asked for, and when its engine ran, on the clock of time.monotonic."""
+    soon as no publish needs it. work: tickets it has. spans: what it did, not yet fetched. lost: set when
+    it is given up, whatever it still does. asked_at, engine_at: when it was asked for, and when its engine ran, on the
+    clock of time.monotonic."""
 
     name: str
     handle: RolloutHandle
@@ -49,6 +51,7 @@ class Member:
     leaving: bool = False
     work: dict[int, Ticket] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
     asked_at: float = 0.0
     engine_at: float | None = None
 

@@ -18,8 +18,10 @@ from actors.transports.interface import Link
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed, UserError
-from cluster.pool.core import Core, Deadlines
+from cluster.pool.core import Core
 from cluster.pool.handle import RolloutHandle, WorkerPulse
+from cluster.pool.members import Deadlines
+from cluster.pool.recovery import RecoveryLimits
 from cluster.pool.ticket import Finished, Ticket
 from cluster.pool.weights import Current, Judge
 
@@ -40,6 +42,7 @@ class RolloutPool:
         put: Callable[[Any], Ref],
         sequences: int,
         deadlines: Deadlines,
+        limits: RecoveryLimits | None = None,
         tell: Callable[[str, str], None] = lambda kind, text: None,
         refuse: Callable[[int], str | None] = lambda more: None,
         resized: Callable[[int], None] = lambda count: None,
@@ -52,19 +55,27 @@ class RolloutPool:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-pool", daemon=True)
         self._thread.start()
-        self._core = Core(start, sequences=sequences, deadlines=deadlines, tell=tell, lost=resized)
-        self._starting = self._soon(lambda: self._core.add(count))
+        self._core = Core(
+            start,
+            sequences=sequences,
+            deadlines=deadlines,
+            limits=limits or RecoveryLimits(),
+            tell=tell,
+            left=resized,
+        )
+        self._members = self._core.members
+        self._starting = self._soon(lambda: self._members.add(count))
         self._closed = False
 
     # --- membership ---
 
     def __len__(self) -> int:
         """Workers that serve or will."""
-        return len(self._soon(lambda: self._core.staying))
+        return self._soon(lambda: self._members.count)
 
     def members(self) -> list[tuple[str, str, int | None]]:
         """(name, state, version) of every worker there ever was, in order."""
-        return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._core.members.values()])
+        return self._soon(lambda: [(m.name, m.state.value, m.version) for m in self._members.by_name.values()])
 
     def take_spans(self) -> dict[str, list[Span]]:
         """What every worker did since the last call, by name."""
@@ -72,7 +83,7 @@ class RolloutPool:
 
     def ready_at(self) -> dict[str, float]:
         """When each worker's engine ran, on the clock of time.monotonic."""
-        members = self._soon(lambda: list(self._core.members.values()))
+        members = self._soon(lambda: list(self._members.by_name.values()))
         return {m.name: m.engine_at for m in members if m.engine_at is not None}
 
     def pulses(self) -> dict[str, WorkerPulse]:
@@ -89,11 +100,11 @@ class RolloutPool:
             if (wrong := self._refuse(more)) is not None:
                 raise UserError(wrong)
             self._resized(count)
-            self._soon(lambda: self._core.add(more))
+            self._soon(lambda: self._members.add(more))
             return f"{more} more {'worker' if more == 1 else 'workers'} on the way to {count}"
         if more < 0:
             self._resized(count)
-            self._soon(lambda: self._core.remove(-more))
+            self._soon(lambda: self._members.remove(-more))
             return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
         return f"there are {count} already"
 
@@ -102,15 +113,15 @@ class RolloutPool:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int, recorded: int = 0
     ) -> Samples:
-        """Samples for all prompts, stamped with `version`. Prompts go to workers by index, so which worker makes a
-        sample never depends on timing while none comes or goes."""
-        names = [member.name for member in self._soon(lambda: self._core.healthy)]
-        if not names:
-            raise RunFailed("there is no rollout worker left to generate")
-        parts = [prompts[i :: len(names)] for i in range(len(names)) if prompts[i :: len(names)]]
+        """Samples for all prompts, stamped with `version`. Prompts are divided by index among as many workers as there
+        are to be, one that is lost and not yet replaced too: which worker makes a sample never depends on timing while
+        none comes or goes, and the order of the samples not at all."""
+        names, count = self._soon(lambda: ([m.name for m in self._members.healthy], self._members.count))
+        count = max(count, len(names), 1)
+        parts = [prompts[i::count] for i in range(count) if prompts[i::count]]
         tickets = [
-            self.ticket(part, sampling, version=version, recorded=recorded, prefer=name)
-            for part, name in zip(parts, names, strict=False)
+            self.ticket(part, sampling, version=version, recorded=recorded, prefer=names[i] if i < len(names) else None)
+            for i, part in enumerate(parts)
         ]
         return samples_of(self.wait([self.offer(ticket) for ticket in tickets]))
 
@@ -134,6 +145,10 @@ class RolloutPool:
     def go_on(self) -> None:
         """Give out work again."""
         self._soon(self._core.go_on)
+
+    def forget(self) -> None:
+        """Drop every ticket, given out or not; who waits for one is cancelled."""
+        self._ask(self._core.forget(), "stopping the generation")
 
     def wait(self, ends: Sequence[Future[Finished]]) -> list[Finished]:
         """All of these tickets, in their order."""
@@ -176,6 +191,14 @@ class RolloutPool:
         if (wrong := self._soon(self._core.weights.failed)) is not None:
             raise RunFailed(f"publishing: {wrong}")
 
+    def lose_failed(self) -> list[str]:
+        """Lose the workers that died at the publish under way; their names."""
+        return self._soon(self._core.weights.lose_failed)
+
+    def expel(self, name: str, why: str) -> None:
+        """Lose a worker of the publish under way."""
+        self._soon(lambda: self._core.weights.expel(name, why))
+
     def unanswered(self) -> list[str]:
         """Workers that have not done yet what the publish under way asked of them."""
         return self._soon(self._core.weights.unanswered)
@@ -184,8 +207,8 @@ class RolloutPool:
         """Returns when each engine has proved that it holds `version.digest`."""
         self._ask(self._core.weights.finish_publish(version), "publishing")
 
-    def probe(self, batch: Ref) -> list[Any]:
-        """Each engine's log-probs of recorded samples."""
+    def probe(self, batch: Ref) -> dict[str, Any]:
+        """Each engine's log-probs of recorded samples, by name."""
         return self._ask(self._core.weights.probe(batch), "probing")
 
     def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref, judge: Judge) -> None:

@@ -18,7 +18,7 @@ class Ticket:
     """number: unique in a pool, in order of admission. prompts: reference of a list of Prompts, `groups` theirs.
     version: the only one that may serve it, None for any. recorded: how many samples are wanted apart at least, for a
     probe. carried: reference of the SampleBatch that earlier workers made of it. prefer: the worker that has its prompt
-    in its cache, or that a fixed assignment names."""
+    in its cache, or that a fixed assignment names. tries: workers it has failed on."""
 
     number: int
     prompts: Ref
@@ -29,6 +29,7 @@ class Ticket:
     carried: Ref | None = None
     carried_tokens: int = 0
     prefer: str | None = None
+    tries: int = 0
 
     @property
     def sequences(self) -> int:

@@ -9,7 +9,7 @@ out: the learner's side and the bound of the proof (cluster/publish.py), who is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -38,12 +38,18 @@ class Current:
 
 
 class Weights:
-    """healthy: the members that a publish goes to. spawn: keeps a task. deadline_s: of each step of a publish."""
+    """healthy: the members that a publish goes to. lose: ends one that failed, with the reason. spawn: keeps a task.
+    deadline_s: of each step of a publish."""
 
     def __init__(
-        self, healthy: Callable[[], list[Member]], spawn: Callable[[Any], asyncio.Task[Any]], deadline_s: float
+        self,
+        healthy: Callable[[], list[Member]],
+        lose: Callable[[Member, str], None],
+        spawn: Callable[[Any], asyncio.Task[Any]],
+        deadline_s: float,
     ) -> None:
         self._healthy = healthy
+        self._lose = lose
         self._spawn = spawn
         self._deadline_s = deadline_s
         self._current: Current | None = None
@@ -104,9 +110,13 @@ class Weights:
         """From now on a joiner must compute as the learner did for these recorded samples."""
         self._current = replace(self._current, probe=probe, judge=judge)
 
+    @property
+    def publishing(self) -> bool:
+        return bool(self._publishing)
+
     async def sleep(self) -> None:
         """Let every healthy member give up its memory until the next publish."""
-        await all_within({m.name: m.handle.sleep() for m in self._healthy()}, self._deadline_s, "putting to sleep")
+        await self.surviving({m: m.handle.sleep() for m in self._healthy()}, "putting to sleep")
 
     def begin_publish(self, number: int) -> tuple[tuple[str, ...], bool]:
         """Start the next version on every healthy member; from here to `admit` they hold none. (who they are, whether
@@ -133,11 +143,20 @@ class Weights:
 
     def failed(self) -> str | None:
         """What went wrong first at a member of the publish under way; None if nothing has."""
+        return next((f"{member.name}: {error}" for member, error in self._failures()), None)
+
+    def lose_failed(self) -> list[str]:
+        """Lose members of the publish under way whose worker is gone; their names."""
+        gone = [(member, error) for member, error in self._failures() if isinstance(error, WorkerLost)]
+        for member, error in gone:
+            self._lose(member, f"it died at a publish ({error})")
+        return [member.name for member, _ in gone]
+
+    def _failures(self) -> Iterator[tuple[Member, BaseException]]:
         for member, calls in self._publishing:
-            for call in calls:
-                if call.done() and not call.cancelled() and (error := call.exception()) is not None:
-                    return f"{member.name}: {error}"
-        return None
+            ended = (call for call in calls if call.done() and not call.cancelled())
+            if (error := next((e for call in ended if (e := call.exception()) is not None), None)) is not None:
+                yield member, error
 
     def unanswered(self) -> list[str]:
         """Members of the publish under way with a call that has not come to its end."""
@@ -148,18 +167,24 @@ class Weights:
             calls.append(self._spawn(member.handle.receive(bucket)))
 
     async def finish_publish(self, version: PolicyVersion) -> None:
-        """Returns when each has proved that it holds the version."""
+        """Returns when each that is left has proved that it holds the version."""
 
         async def finish(member: Member, calls: Sequence[asyncio.Task[Any]]) -> None:
             await asyncio.gather(*calls, member.handle.finish_publish(version))
 
         await self._each(finish, f"publishing version {version.number}")
 
-    async def probe(self, batch: Ref) -> list[np.ndarray]:
-        """The log-probs of recorded samples by each that a publish is under way to, else by each healthy one."""
-        members = [m for m, _ in self._publishing] or self._healthy()
-        calls = {m.name: m.handle.probe(batch) for m in members}
-        return await all_within(calls, self._deadline_s, "probing the engines")
+    async def probe(self, batch: Ref) -> dict[str, np.ndarray]:
+        """By name, the log-probs of recorded samples: of those that a publish is under way to, else of the healthy."""
+        members = self._members() if self._publishing else self._healthy()
+        found = await self.surviving({m: m.handle.probe(batch) for m in members}, "probing the engines")
+        return {member.name: logprobs for member, logprobs in found.items()}
+
+    def expel(self, name: str, why: str) -> None:
+        """Lose a member of the publish under way."""
+        for member in self._members():
+            if member.name == name:
+                self._lose(member, why)
 
     async def admit(self, current: Current) -> None:
         """Let them take traffic at the new version, and joiners take it."""
@@ -175,26 +200,39 @@ class Weights:
             admitted.set_result(None)
         self._settled.set()
 
+    def _members(self) -> list[Member]:
+        """Of the publish under way, those that are left."""
+        return [member for member, _ in self._publishing if not member.gone]
+
     async def _each(self, verb: Callable[[Member, list], Any], what: str) -> None:
-        """The verb for every member of the publish."""
-        await all_within({each[0].name: verb(*each) for each in self._publishing}, self._deadline_s, what)
+        """The verb for every member of the publish that is left."""
+        await self.surviving({m: verb(m, calls) for m, calls in self._publishing if not m.gone}, what)
 
-
-async def all_within(answers: Mapping[str, Awaitable[T]], timeout_s: float, what: str) -> list[T]:
-    """Everybody's answer, in order. RunFailed, naming who did not answer in time, or the first that failed."""
-    calls = {name: asyncio.ensure_future(answer) for name, answer in answers.items()}
-    if not calls:
-        return []
-    done, late = await asyncio.wait(calls.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-    failed = [name for name, call in calls.items() if call in done and call.exception() is not None]
-    for call in late:
-        call.cancel()
-    if failed:
-        return [await within(calls[failed[0]], timeout_s, f"{what} ({failed[0]})")]
-    if late:
-        names = ", ".join(name for name, call in calls.items() if call in late)
-        raise RunFailed(f"{what}: no answer from {names} within {timeout_s:g} s")
-    return [call.result() for call in calls.values()]
+    async def surviving(self, answers: Mapping[Member, Awaitable[T]], what: str) -> dict[Member, T]:
+        """The answers of those that gave one; the others are lost. RunFailed with the first one's words when all that
+        live refuse: then it is not the worker."""
+        calls = {member: asyncio.ensure_future(answer) for member, answer in answers.items()}
+        if calls:
+            await asyncio.wait(calls.values(), timeout=self._deadline_s)
+        refused: dict[Member, str] = {}
+        found: dict[Member, T] = {}
+        for member, call in calls.items():
+            if not call.done():
+                call.cancel()
+                self._lose(member, f"{what}: no answer within {self._deadline_s:g} s")
+            elif isinstance(error := call.exception(), WorkerError):
+                refused[member] = f"{what} ({member.name}): {error}"
+            elif isinstance(error, WorkerLost):
+                self._lose(member, f"{what}: it died ({error})")
+            elif error is not None:
+                raise error
+            else:
+                found[member] = call.result()
+        if refused and not found:
+            raise RunFailed(next(iter(refused.values())))
+        for member, words in refused.items():
+            self._lose(member, words)
+        return found
 
 
 async def within(answer: Awaitable[Any], timeout_s: float, what: str) -> Any:

@@ -5,6 +5,7 @@ In: samples and their prompts. Out: score columns and a short report. Left out: 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class ScorerRole:
     def score(self, batch: SampleBatch, prompts: Sequence[Prompt]) -> tuple[ScoreBatch, ScoreReport]:
         began = time.monotonic()
         scores, stats = self.scorer.score(batch, {prompt.group: prompt for prompt in prompts})
-        return scores, ScoreReport(stats.failed, tuple(stats.errors), time.monotonic() - began)
+        return scores, ScoreReport(stats.failed, tuple(stats.errors), time.monotonic() - began, os.getpid())
 
     def close(self) -> None:
         self.scorer.close()
@@ -83,11 +84,12 @@ class ScorerRole:
 
 @dataclass(frozen=True, slots=True)
 class ScoreReport:
-    """failed: samples without a score; errors: the first few reasons."""
+    """failed: samples without a score; errors: the first few reasons. process: its id, another after a restart."""
 
     failed: int
     errors: tuple[str, ...]
     seconds: float
+    process: int = 0
 
 
 def _reward_model(model: RewardModelSpec, device: str) -> Any:

@@ -8,7 +8,8 @@ holds a backup of this file, and a resume restores it. Left out: recovery policy
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,18 @@ class Ledger:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(SCHEMA)
+
+    @classmethod
+    @contextmanager
+    def reading(cls, path: Path) -> Iterator[Ledger]:
+        """A ledger that another process may be writing: nothing is changed or made."""
+        book = cls.__new__(cls)
+        book._path = path
+        book._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", isolation_level=None, uri=True)
+        try:
+            yield book
+        finally:
+            book.close()
 
     def admit(self, step: int, rows: Sequence[tuple[int, int, int]]) -> None:
         """rows: (epoch, prompt id, position). Admitting a row twice is an error: nothing may be trained twice."""

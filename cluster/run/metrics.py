@@ -13,7 +13,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,7 +95,8 @@ class EventsWriter:
 
     def __init__(self, run: RunDirectory, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._file = _open_for_append(run.events_file)
+        self._path = run.events_file
+        self._file = _open_for_append(self._path)
         self._lock = threading.Lock()  # the rollout pool's thread writes too
 
     def write(self, kind: str, text: str, step: int | None = None, **data: Any) -> None:
@@ -103,6 +105,16 @@ class EventsWriter:
             raise ValueError(f"an event's data cannot use the name {sorted(taken)[0]!r}")
         with self._lock:
             _append(self._file, {"time": round(self._clock(), 3), "step": step, "kind": kind, "text": text, **data})
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Nobody writes in the block: the file may be cut or replaced."""
+        with self._lock:
+            self._file.close()
+            try:
+                yield
+            finally:
+                self._file = _open_for_append(self._path)
 
     def close(self) -> None:
         self._file.close()

@@ -19,9 +19,9 @@ from cluster.config.pipeline import Pipeline
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory, write_atomic
 
-FREE_IN_A_STAGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights")
+FREE_IN_A_STAGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery")
 """Sections of an unfinished stage that a resume may change, as of any run."""
-FREE_WHEN_DONE = ("ray", "tracking", "weights")
+FREE_WHEN_DONE = ("ray", "tracking", "weights", "recovery")
 """Of a finished stage only where it ran: it is not run again, so another setting would be ignored."""
 
 

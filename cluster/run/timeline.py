@@ -37,6 +37,10 @@ class Timeline:
         for who, some in spans.items():
             self._spans.setdefault(who, []).extend(some)
 
+    def forget(self) -> None:
+        """Drop what was gathered for a step that will not be written."""
+        self._spans = {}
+
     def write(self, step: int) -> None:
         """The step's line: {"step", "spans": {who: [[what, begin, end], ...]}}, times to the millisecond."""
         spans = {

@@ -13,18 +13,18 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from cluster.columns import Ref
-from cluster.errors import RunFailed
+from cluster.errors import NoAnswer, RunFailed
 from cluster.placement import RolePlan, process_environment
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
-    """Wait for results; RunFailed naming `what` when a worker died or the time is up."""
+    """Wait for results; RunFailed naming `what`: NoAnswer when a worker died or the time is up."""
     try:
         return ray.get(refs, timeout=timeout_s)
     except GetTimeoutError as error:
-        raise RunFailed(f"{what}: no answer within {timeout_s:g} s") from error
+        raise NoAnswer(f"{what}: no answer within {timeout_s:g} s") from error
     except RayActorError as error:
-        raise RunFailed(f"{what}: the worker died ({first_line(error)})") from error
+        raise NoAnswer(f"{what}: the worker died ({first_line(error)})") from error
     except RayTaskError as error:
         raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
 

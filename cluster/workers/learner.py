@@ -11,37 +11,53 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.transports.interface import Link
 from actors.types import WeightSummary
 from cluster.columns import Ref, StepColumns
-from cluster.errors import RunFailed
+from cluster.errors import LearnerLost, NoAnswer, RunFailed
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
-from cluster.workers.calls import get, options, stop
+from cluster.workers.calls import first_line, get, options, stop
 from learners.method import UpdateResult, assemble
 
 WATCH_EVERY_S = 1.0
+DEATH_KNOWN_S = 10.0
+"""Until Ray knows that a process is gone."""
 
 
 class LearnerGroup:
     """The ranks of one learner group; every call goes to all of them, in the same order."""
 
     def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
-        actor = ray.remote(LearnerRole)
+        self._role, self._spec = role, spec
+        self._timeout_s = timeout_s
+        self._started = 0
+        self._start()
+
+    def _start(self) -> None:
+        actor, role = ray.remote(LearnerRole), self._role
+        again = f".{self._started}" if self._started else ""  # the name of one that was killed is taken for a while
         self._ranks = [
-            actor.options(**options(role, f"learner-{rank}")).remote(spec, rank, role.count)
+            actor.options(**options(role, f"learner-{rank}{again}")).remote(self._spec, rank, role.count)
             for rank in range(role.count)
         ]
-        self._timeout_s = timeout_s
+        self._started += 1
+
+    def start_again(self, timeout_s: float) -> None:
+        """New ranks in the place of all, on initial weights. LearnerLost if they do not come up."""
+        stop(self._ranks)
+        self._start()
+        self.wait_built(self.build(timeout_s), timeout_s)
 
     def build(self, timeout_s: float) -> Ref:
         """Start loading on all ranks; give the result to `wait_built`."""
-        address, port = get(self._ranks[0].rendezvous.remote(), timeout_s, "starting the learner")
+        address, port = self._get(self._ranks[0].rendezvous.remote(), timeout_s, "starting the learner")
         return [rank.build.remote(address, port) for rank in self._ranks]
 
     def wait_built(self, refs: Ref, timeout_s: float) -> list[dict[str, float]]:
-        return get(refs, timeout_s, "loading the learner's models")
+        return self._get(refs, timeout_s, "loading the learner's models")
 
     def policy_logprobs(self, chunks: Sequence[Ref], temperature: float | None = None) -> tuple[Ref, ...]:
         return tuple(r.policy_logprobs.remote(temperature, *chunks) for r in self._ranks)
@@ -53,17 +69,17 @@ class LearnerGroup:
         return tuple(r.values.remote(*chunks) for r in self._ranks)
 
     def wait(self, refs: Sequence[Ref], what: str) -> list[Any]:
-        return get(list(refs), self._timeout_s, what)
+        return self._get(list(refs), self._timeout_s, what)
 
     def update_policy(self, columns: StepColumns, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         layout, refs = columns.arguments()
         done = [r.update_policy.remote(show_rows, layout, *refs) for r in self._ranks]
-        return get(done, self._timeout_s, "updating the policy")[0]
+        return self._get(done, self._timeout_s, "updating the policy")[0]
 
     def update_critic(self, columns: StepColumns) -> UpdateResult:
         layout, refs = columns.arguments()
         done = [r.update_critic.remote(layout, *refs) for r in self._ranks]
-        return get(done, self._timeout_s, "updating the critic")[0]
+        return self._get(done, self._timeout_s, "updating the critic")[0]
 
     def row_rewards(self, columns: StepColumns) -> Any:
         """float64 [B]: implicit rewards beta (lp - ref), the policy's log-probs being `columns.old`."""
@@ -79,7 +95,7 @@ class LearnerGroup:
 
     def row_scores(self, chunks: Sequence[Ref]) -> Any:
         """float32 [B]: a reward model's scores."""
-        shares = get([r.row_scores.remote(*chunks) for r in self._ranks], self._timeout_s, "scoring rows")
+        shares = self._get([r.row_scores.remote(*chunks) for r in self._ranks], self._timeout_s, "scoring rows")
         return assemble(shares, sum(len(share.slots) for share in shares))
 
     def pick(self, rows: Sequence[int], chunks: Sequence[Ref]) -> Ref:
@@ -92,7 +108,7 @@ class LearnerGroup:
     def _from_first(self, call: str, what: str, columns: StepColumns, *before: Any) -> Any:
         """Rank 0's answer to a call that is not collective."""
         layout, refs = columns.arguments()
-        return get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
+        return self._get(getattr(self._ranks[0], call).remote(*before, layout, *refs), self._timeout_s, what)
 
     def weights(
         self,
@@ -121,35 +137,60 @@ class LearnerGroup:
             for _ in _drain(stream, timeout_s, watch):
                 pass
         # A stream that failed ends with its error, whatever was due there.
-        summary = get(last, timeout_s, "gathering the weights")
+        summary = self._get(last, timeout_s, "gathering the weights")
         if not isinstance(summary, WeightSummary):
             raise RunFailed("gathering the weights: the learner's stream ended without a summary")
         return refs[:-1], summary
 
     def link(self, size: int) -> Link | None:
         """Where a group of so many meets to receive weights; None if the transport needs none."""
-        return get(self._ranks[0].link.remote(size), self._timeout_s, "opening a group for the weights")
+        return self._get(self._ranks[0].link.remote(size), self._timeout_s, "opening a group for the weights")
 
     def release_weights(self) -> None:
         """Every engine has the version that was made last."""
-        get(self._ranks[0].release_weights.remote(), self._timeout_s, "releasing the weights")
+        self._get(self._ranks[0].release_weights.remote(), self._timeout_s, "releasing the weights")
 
     def copy_bytes_per_s(self, nbytes: int) -> float:
         """How fast rank 0's machine copies so many bytes from memory to memory: what publishing is held against."""
-        return get(self._ranks[0].copy_bytes_per_s.remote(nbytes), self._timeout_s, "measuring a copy")
+        return self._get(self._ranks[0].copy_bytes_per_s.remote(nbytes), self._timeout_s, "measuring a copy")
 
     def save(self, directory: str) -> None:
-        get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
+        self._get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
 
     def load(self, directory: str) -> None:
-        get([r.load.remote(directory) for r in self._ranks], self._timeout_s, "restoring the learner's state")
+        self._get([r.load.remote(directory) for r in self._ranks], self._timeout_s, "restoring the learner's state")
 
     def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
         done = [r.export.remote(directory, source, facts) for r in self._ranks]
-        get(done, self._timeout_s, "exporting the policy")
+        self._get(done, self._timeout_s, "exporting the policy")
 
     def close(self) -> None:
         stop(self._ranks)
+
+    def _get(self, refs: Any, timeout_s: float, what: str) -> Any:
+        """As `get`; LearnerLost when a rank died or is stuck."""
+        try:
+            return get(refs, timeout_s, what)
+        except NoAnswer as error:
+            raise LearnerLost(str(error)) from error
+        except RunFailed:
+            # A rank whose peer died fails in its own words, often before the death is known.
+            if isinstance(refs, list) and (died := _death_among(refs)) is not None:
+                raise LearnerLost(f"{what}: {died}") from None
+            raise
+
+
+def _death_among(refs: Sequence[Ref]) -> str | None:
+    """How one of these calls ended, if it ended with its worker's death."""
+    ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_KNOWN_S)
+    for ref in refs:
+        try:
+            ray.get(ref, timeout=0)
+        except RayActorError as error:
+            return f"the worker died ({first_line(error)})"
+        except (RayTaskError, GetTimeoutError):  # its own words, or none yet
+            continue
+    return None
 
 
 def _drain(stream: Any, timeout_s: float, watch: Callable[[], None]) -> Iterator[Ref]:
@@ -161,7 +202,7 @@ def _drain(stream: Any, timeout_s: float, watch: Callable[[], None]) -> Iterator
         if not ready:
             watch()
             if left <= 0.0:
-                raise RunFailed(f"gathering the weights: no answer within {timeout_s:g} s")
+                raise LearnerLost(f"gathering the weights: no answer within {timeout_s:g} s")
             continue
         try:
             yield next(stream)

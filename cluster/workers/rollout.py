@@ -17,6 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.generation import RolloutStats
+from actors.rollout import RolloutStalled
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref
@@ -103,4 +104,6 @@ async def _answer(ref: Ref) -> Any:
     except RayActorError as error:
         raise WorkerLost(first_line(error)) from error
     except RayTaskError as error:
+        if isinstance(error.cause, RolloutStalled):
+            raise WorkerLost(str(error.cause)) from error
         raise WorkerError(f"{type(error.cause).__name__}: {error.cause}") from error

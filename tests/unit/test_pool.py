@@ -16,8 +16,9 @@ import pytest
 
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.errors import RunFailed, UserError
-from cluster.pool.core import Deadlines
+from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
+from cluster.pool.recovery import RecoveryLimits
 from tests.fixtures.local_rollout import PLAIN, LocalRollout, local_start
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.unit.test_rollout import buckets_of
@@ -26,6 +27,7 @@ from tests.unit.test_rollout_server import Gate
 SAMPLING = SamplingSettings(max_tokens=8, samples_per_prompt=2)
 PROMPTS = [Prompt(id=g, token_ids=(1, 2), group=g) for g in range(1, 7)]
 SOON_S = 20.0
+LIMITS = RecoveryLimits(failures=5, attempts=3, silence_s=SOON_S, progress_s=SOON_S, backoff_s=0.02)
 
 
 def script(request) -> list[int]:
@@ -54,7 +56,7 @@ class Bench:
             sequences=64,
             deadlines=Deadlines(SOON_S, SOON_S, SOON_S),
             tell=lambda kind, text: self.told.append(text),
-            **changes,
+            **{"limits": LIMITS, **changes},
         )
 
     def _engine(self, name: str) -> ScriptedEngine:
@@ -327,27 +329,137 @@ def test_no_worker_at_all_and_more_than_fit_are_refused_with_the_reason(bench):
     assert one.pool.scale(1) == "there are 1 already" and len(one.pool) == 1
 
 
-def test_a_worker_that_dies_while_generating_fails_who_waits_for_it_by_name(bench):
+def test_a_worker_that_dies_while_generating_is_replaced_and_its_work_made_again(bench):
     gate = Gate(engine_steps_free=1)
     one = bench(1, gates={"rollout-0": gate}).adopt()
-    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    one.publish(1)
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING, version=1))
     assert gate.reached.acquire(timeout=SOON_S)
     one.made["rollout-0"].lost = True
     gate.open(100)
-    with pytest.raises(RunFailed, match=r"generating on rollout-0: the worker died \(killed\)"):
-        end.result(SOON_S)
+    found = end.result(SOON_S)
+    assert sorted((s.group, s.sample_index, s.token_ids.tolist()) for s in found.batch) == every_row(PROMPTS)
+    assert found.member == "rollout-1" and found.ticket.tries == 1
+    assert one.states() == {"rollout-0": ("dead", 1), "rollout-1": ("healthy", 1)}
+    assert one.told[1] == "rollout-0 is lost: it died while generating (killed); 1 tickets begin again"
+    assert one.made["rollout-0"].stopped
 
 
-def test_an_error_in_a_worker_comes_through_in_its_own_words(bench):
-    one = bench(1).adopt()
-    with pytest.raises(RunFailed, match="generating on rollout-0: WrongVersion: version 7 was asked for"):
+def test_one_that_answers_nothing_is_ended_and_replaced(bench):
+    one = bench(1, limits=replace(LIMITS, silence_s=0.2)).adopt()
+    one.made["rollout-0"].frozen.set()
+    one.until(lambda: one.states().get("rollout-1") == ("healthy", 0))
+    assert one.told[1] == "rollout-0 is lost: it answered nothing for 0.2 s"
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 0))) == every_row(PROMPTS)
+
+
+def test_the_late_answer_of_one_that_was_given_up_counts_no_more(bench):
+    gate = Gate(engine_steps_free=1)
+    one = bench(1, gates={"rollout-0": gate}, limits=replace(LIMITS, silence_s=0.2)).adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    assert gate.reached.acquire(timeout=SOON_S)
+    one.made["rollout-0"].frozen.set()
+    found = end.result(SOON_S)
+    assert found.member == "rollout-1", "while the other still holds the work"
+    gate.open(100)
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 0))) == every_row(PROMPTS)
+    assert one.states()["rollout-0"][0] == "dead"
+
+
+def test_one_that_makes_no_token_of_the_work_it_holds_is_ended_and_replaced(bench):
+    gate = Gate(engine_steps_free=1)
+    one = bench(1, gates={"rollout-0": gate}, limits=replace(LIMITS, progress_s=0.3)).adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    assert end.result(SOON_S).member == "rollout-1"
+    assert re.fullmatch(r"rollout-0 is lost: it made no token for \d+ s with 1 tickets under way; 1 .*", one.told[1])
+    gate.open(100)
+
+
+def test_prompts_that_fail_on_every_worker_end_the_wait_with_the_reason(bench):
+    one = bench(2).adopt()
+    with pytest.raises(
+        RunFailed, match=r"WrongVersion: version 7 was asked for, .* \(tried 3 times, recovery.attempts\)"
+    ):
         one.pool.generate(PROMPTS, SAMPLING, 7)
+
+
+def test_more_lost_workers_than_the_budget_end_the_run_with_what_happened_last(bench):
+    one = bench(1, limits=replace(LIMITS, failures=1)).adopt()
+    one.prepare = lambda worker: setattr(worker, "lost", True)
+    one.made["rollout-0"].lost = True
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    with pytest.raises(RunFailed, match=r"2 rollout workers were lost, more than recovery.worker_failures \(1\); the"):
+        end.result(SOON_S)
+    with pytest.raises(RunFailed, match="2 rollout workers were lost"):
+        one.pool.generate(PROMPTS, SAMPLING, 0)
+
+
+def test_prompts_are_divided_among_those_that_there_are_to_be(bench):
+    """The order of the rows is that of two workers while one of them is being replaced."""
+    one = bench(2).adopt()
+    expected = rows_of(one.pool.generate(PROMPTS, SAMPLING, 0))
+    one.prepare = lambda worker: worker.may_start.clear()
+    one.made["rollout-0"].lost = True
+    assert rows_of(one.pool.generate(PROMPTS, SAMPLING, 0)) == expected
+    one.until(lambda: one.states().get("rollout-2", ("",))[0] == "joining")
+    assert len(one.pool) == 2 and rows_of(one.pool.generate(PROMPTS, SAMPLING, 0)) == expected
+    assert one.pool.scale(1) == "1 worker leaves, 1 stay"
+    one.until(lambda: one.states()["rollout-2"][0] == "retired")
+
+
+@pytest.mark.parametrize("step", ["begin_publish", "receive", "finish_publish", "probe", "admit"])
+def test_a_worker_that_dies_at_a_publish_is_replaced_and_the_others_have_the_version(bench, step):
+    one = bench(2).adopt()
+    recorded = one.pool.generate(PROMPTS[:1], SAMPLING, 0, recorded=1).recorded
+    buckets, version = buckets_of(1.0, 1)
+    calls = [
+        ("begin_publish", lambda: one.pool.begin_publish(1)),
+        ("receive", lambda: [one.pool.receive(bucket) for bucket in buckets]),
+        ("finish_publish", lambda: one.pool.finish_publish(version)),
+        ("probe", lambda: one.pool.probe(recorded)),
+        ("admit", lambda: one.pool.admit(version, buckets, None, lambda logprobs: None)),
+    ]
+    for name, call in calls:
+        one.made["rollout-1"].lost |= name == step
+        call()
+    one.until(lambda: one.states().get("rollout-2") == ("healthy", 1))
+    assert one.states()["rollout-0"] == ("healthy", 1) and one.states()["rollout-1"][0] == "dead"
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
+
+
+def test_a_pool_whose_only_worker_dies_at_a_publish_goes_on_with_another_at_that_version(bench):
+    one = bench(1).adopt()
+    buckets, version = buckets_of(1.0, 1)
+    one.pool.begin_publish(1)
+    one.made["rollout-0"].lost = True
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
+    assert one.states()["rollout-1"] == ("healthy", 1)
+
+
+def test_one_that_refuses_what_others_take_is_replaced_and_all_that_refuse_end_the_run(bench):
+    one = bench(2).adopt()
+    buckets, version = buckets_of(1.0, 1)
+    one.pool.begin_publish(1)
+    one.made["rollout-1"].engine._broken_buckets = [0]
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    one.until(lambda: one.states().get("rollout-2") == ("healthy", 1))
+    assert one.told[2].startswith("rollout-1 is lost: publishing version 1 (rollout-1): ")
+    one.pool.begin_publish(2)
+    with pytest.raises(RunFailed, match=r"publishing version 2 \(rollout-0\): PublishRefused: the last bucket"):
+        one.pool.finish_publish(PolicyVersion(2, "x"))
 
 
 def test_a_worker_that_cannot_start_fails_the_start_of_the_run(bench):
     one = bench(0)
     one.prepare = lambda worker: setattr(worker, "lost", True)
-    one.pool._starting = one.pool._soon(lambda: one.pool._core.add(1))
+    one.pool._starting = one.pool._soon(lambda: one.pool._members.add(1))
     with pytest.raises(RunFailed, match=r"starting rollout-0: the worker died \(killed\)"):
         one.adopt()
 

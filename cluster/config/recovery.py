@@ -1,0 +1,30 @@
+"""The `recovery` section: what a run bears before it gives up. Data only.
+
+In: nothing. Out: a pydantic model. Left out: what is done about a failure (cluster/recovery.py, cluster/pool).
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from cluster.config.section import Count, Seconds, Section
+
+
+class Recovery(Section):
+    """Failures of machines that a run bears, by who fails; each is ended and replaced. Failures of data (a reward
+    without a value, a loss that is not finite) have limits of their own."""
+
+    worker_failures: int = Field(default=20, ge=0)
+    """Rollout workers that may be lost."""
+    attempts: Count = 3
+    """Workers on which the same prompts may fail."""
+    scorer_failures: int = Field(default=20, ge=0)
+    """Times that each scorer may be started again."""
+    learner_failures: int = Field(default=5, ge=0)
+    """Times that the learner group may be built again; the steps since the last checkpoint are repeated."""
+    driver_failures: int = Field(default=5, ge=0)
+    """Times that the driver may be started again."""
+    backoff_s: Seconds = 1.0
+    """Before the first replacement; doubled by each that follows within five minutes."""
+    silence_s: Seconds = 30.0
+    """A rollout worker that answers nothing for so long is ended."""

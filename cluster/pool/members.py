@@ -1,0 +1,231 @@
+"""Who is in the pool: workers that start, prove the weights, serve, leave, or are lost and replaced.
+
+In: a number of workers wanted, failures. Out: members that serve, events. Who waits for whom: a joiner waits for a
+publish under way (weights.py); a leaver gives back its tickets first; the replacement of a lost worker waits for the
+backoff of the budget (recovery.py). A lost worker is one that is gone, or answers nothing, or holds work and makes no
+token, or computes with other weights than the others: it is ended, whatever it does. Left out: tickets (core.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import RunFailed
+from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost
+from cluster.pool.member import Member, MemberState
+from cluster.pool.recovery import FailureBudget, Progress, RecoveryLimits
+from cluster.pool.weights import Weights, within
+
+WATCH_EVERY_S = 1.0
+"""Between two looks at a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    start_s: float
+    generate_s: float
+    weights_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who hears what of the members. joined, lost: it serves from now on, or no more. pressed: (member, pressure of its
+    cache). over: no more workers will come. tell: (kind, text) for people. left: how many workers are left when one
+    could not join, in a thread of its own."""
+
+    joined: Callable[[Member], None]
+    lost: Callable[[Member], list[Any]]
+    pressed: Callable[[Member, float], None]
+    over: Callable[[RunFailed], None]
+    tell: Callable[[str, str], None]
+    left: Callable[[int], None]
+
+
+class Members:
+    """start: makes the handle of a new worker by name. spawn: keeps a task."""
+
+    def __init__(
+        self,
+        start: Callable[[str], RolloutHandle],
+        *,
+        deadlines: Deadlines,
+        limits: RecoveryLimits,
+        listener: Listener,
+        spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]],
+    ) -> None:
+        self._start = start
+        self._deadlines = deadlines
+        self._limits = limits
+        self._budget = FailureBudget(limits.failures, limits.backoff_s)
+        self._on = listener
+        self._spawn = spawn
+        self.by_name: dict[str, Member] = {}
+        self._made = 0
+        self._coming: list[asyncio.Task[Any]] = []
+        """Replacements that wait for their time."""
+        self._identity: WorkerIdentity | None = None
+        self.weights = Weights(lambda: self.healthy, self.lose, spawn, deadlines.weights_s)
+
+    @property
+    def healthy(self) -> list[Member]:
+        """In the order in which they were started."""
+        return [m for m in self.by_name.values() if m.state is MemberState.HEALTHY]
+
+    @property
+    def staying(self) -> list[Member]:
+        """Those that serve or will."""
+        wanted = (MemberState.JOINING, MemberState.HEALTHY, MemberState.SUSPECT)
+        return [m for m in self.by_name.values() if m.state in wanted and not m.leaving]
+
+    @property
+    def count(self) -> int:
+        """Of those that stay and of replacements on their way."""
+        return len(self.staying) + len(self._coming)
+
+    # --- coming ---
+
+    def add(self, count: int) -> list[asyncio.Task[None]]:
+        """Start so many workers; a task each that ends when it is healthy."""
+        return [self._spawn(self._join(self._new_member())) for _ in range(count)]
+
+    def _new_member(self) -> Member:
+        name = f"rollout-{self._made}"
+        self._made += 1
+        member = self.by_name[name] = Member(name, self._start(name), asked_at=time.monotonic())
+        return member
+
+    async def _join(self, member: Member) -> None:
+        try:
+            await self._prepare(member)
+        except BaseException as error:
+            if member.gone or member.state is MemberState.DRAINING:
+                return  # it was asked to leave before it had joined
+            member.move(MemberState.DEAD)
+            self._on.tell("worker", f"{member.name} could not join: {_words(error)}")
+            self._spawn(asyncio.to_thread(self._on.left, len(self.staying)))
+            await member.handle.stop()
+            raise
+        if member.state is MemberState.JOINING:
+            member.move(MemberState.HEALTHY)
+            engine_s, proof_s = member.engine_at - member.asked_at, time.monotonic() - member.engine_at
+            took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"
+            self._on.tell("worker", f"{member.name} joined at version {member.version} ({took})")
+            self._on.joined(member)
+            self._spawn(self._watch(member))
+
+    async def _prepare(self, member: Member) -> None:
+        """From its start to the current weights, proved."""
+        identity = await within(member.handle.start(), self._deadlines.start_s, f"starting {member.name}")
+        if self._identity is None:
+            self._identity = identity
+        elif other := _differences(self._identity, identity):
+            raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
+        member.engine_at = time.monotonic()
+        await self.weights.bring_up_to_date(member)
+
+    async def _watch(self, member: Member) -> None:
+        """Lose it when it answers nothing or makes nothing; let the cache's pressure set its limit."""
+        progress = Progress(self._limits.progress_s, time.monotonic())
+        while member.state is MemberState.HEALTHY:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                pulse = await asyncio.wait_for(member.handle.pulse(), self._limits.silence_s)
+            except TimeoutError:
+                self.lose(member, f"it answered nothing for {self._limits.silence_s:g} s")
+                return
+            except (WorkerLost, WorkerError) as error:
+                self.lose(member, f"it died ({error})")
+                return
+            member.spans += pulse.spans
+            idle = not pulse.open or self.weights.publishing
+            stuck_s = progress.stuck_for(pulse.tokens_made, idle, time.monotonic())
+            if stuck_s is not None:
+                self.lose(member, f"it made no token for {stuck_s:.0f} s with {pulse.open} tickets under way")
+                return
+            self._on.pressed(member, pulse.pressure)
+
+    # --- going ---
+
+    def remove(self, count: int) -> list[asyncio.Task[None]]:
+        """Let the newest go; those that have not joined yet first. A task each that ends when it is gone."""
+        unborn = self._coming[len(self._coming) - count :] if count < len(self._coming) else list(self._coming)
+        for task in unborn:
+            self._coming.remove(task)
+            task.cancel()
+        count -= len(unborn)
+        order = sorted(self.staying, key=lambda m: m.state is MemberState.JOINING)
+        going = order[len(order) - count :]
+        for member in going:
+            member.leaving = True
+        return [self._spawn(self._leave(member)) for member in going]
+
+    async def _leave(self, member: Member) -> None:
+        await within(self.weights.may_leave(), self._deadlines.weights_s, f"letting {member.name} leave")
+        if member.gone:
+            return  # it was lost meanwhile
+        was = member.state
+        member.move(MemberState.DRAINING)
+        handed = self._on.lost(member)
+        end, how = MemberState.RETIRED, "left"
+        if was is MemberState.HEALTHY:
+            try:
+                await within(self._drain(member), self._deadlines.weights_s, f"draining {member.name}")
+            except RunFailed as error:  # fault boundary: it ends without having handed on, and its work is done again
+                end, how = MemberState.DEAD, f"was ended ({error})"
+        await member.handle.stop()
+        member.move(end)
+        moved = f", {len(handed)} tickets handed on" if handed else ""
+        self._on.tell("worker", f"{member.name} {how}{moved}")
+
+    async def _drain(self, member: Member) -> None:
+        await member.handle.interrupt()
+        while member.work:  # the interrupted calls come back by themselves
+            await asyncio.sleep(0.005)
+
+    # --- lost and replaced ---
+
+    def lose(self, member: Member, why: str) -> None:
+        """End a member that failed, and replace it. One that is gone or leaves anyway stays as it is."""
+        if member.state is not MemberState.HEALTHY:
+            return
+        member.move(MemberState.DEAD)
+        member.lost.set()
+        handed = self._on.lost(member)
+        again = f"; {len(handed)} tickets begin again" if handed else ""
+        self._on.tell("lost", f"{member.name} is lost: {why}{again}")
+        self._spawn(member.handle.stop())
+        if not member.leaving:
+            self._replace(why)
+
+    def _replace(self, why: str) -> None:
+        wait_s = self._budget.failed(time.monotonic())
+        if wait_s is None:
+            self._on.over(
+                RunFailed(
+                    f"{self._budget.spent} rollout workers were lost, more than recovery.worker_failures "
+                    f"({self._limits.failures}); the last: {why}"
+                )
+            )
+            return
+        self._coming.append(self._spawn(self._join_later(wait_s)))
+
+    async def _join_later(self, wait_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        self._coming.remove(asyncio.current_task())
+        try:
+            await self._join(self._new_member())
+        except RunFailed as error:  # fault boundary: it was told, and counts as one more that was lost
+            self._replace(str(error))
+
+
+def _differences(wanted: WorkerIdentity, found: WorkerIdentity) -> str:
+    names = [name for name in WorkerIdentity.__slots__ if getattr(wanted, name) != getattr(found, name)]
+    return ", ".join(f"{name} ({getattr(found, name)}, the others {getattr(wanted, name)})" for name in names)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

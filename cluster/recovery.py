@@ -1,0 +1,73 @@
+"""What the driver does when the learner is lost: everything goes back to the last commit, but for the rollout workers.
+
+In: a running job and what ended its learner. Out: the job with a new learner, on the state of the last checkpoint that
+verifies (without one: at step 0), its records cut back to it; the steps since are repeated. Rollout workers and scorers
+stay as they are; what was under way is generated again. Left out: how a kind of job is put back (`Job.rebuild`), lost
+rollout workers (cluster/pool), a lost driver (the run is resumed).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from cluster.errors import LearnerLost, RunFailed
+from cluster.job import Job
+from cluster.pool.recovery import FailureBudget
+from cluster.run import checkpoint
+from cluster.run.directory import RunDirectory
+from cluster.run.metrics import MetricsWriter
+from cluster.run.state import DriverState
+
+
+def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with newer ones; the run's records are cut back to it (to
+    nothing when there is none)."""
+    found, damaged = checkpoint.latest_whole(directory.checkpoints)
+    directory.truncate_after(step_of(found))
+    return found, damaged
+
+
+def step_of(commit: Path | None) -> int:
+    return -1 if commit is None else DriverState.load(commit).step
+
+
+def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
+    """Run the loop to its end, with a new learner as often as recovery.learner_failures allows."""
+    limits = job.config.recovery
+    budget = FailureBudget(limits.learner_failures, limits.backoff_s)
+    lost = False
+    while True:
+        try:
+            if lost:
+                _go_back(job, open_metrics)
+            loop.train(job)
+            return
+        except LearnerLost as error:
+            lost, wait_s = True, budget.failed(time.monotonic())
+            if wait_s is None:
+                raise RunFailed(
+                    f"the learner was lost {budget.spent} times, more than recovery.learner_failures "
+                    f"({limits.learner_failures}); the last: {error}"
+                ) from error
+            job.events.write("lost", f"the learner is lost: {error}", reached=job.state.step)
+            time.sleep(wait_s)
+
+
+def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
+    began = time.monotonic()
+    with job.events.closed():
+        commit, damaged = last_commit(job.directory)
+    for problem in damaged:
+        job.events.write("damaged", problem)
+    job.metrics.close()
+    job.metrics = open_metrics(commit)
+    to = max(0, step_of(commit))
+    job.console.event(f"the learner is lost; building it again from step {to}, what came after is repeated")
+    job.rebuild(commit)
+    job.begin_row()
+    job.stop_reason = None
+    took = time.monotonic() - began
+    job.events.write("recovered", f"the learner goes on from step {to} after {took:.1f} s", seconds=round(took, 2))

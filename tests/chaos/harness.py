@@ -1,0 +1,134 @@
+"""Runs with faults planted in them, and what became of each fault.
+
+In: a recipe and faults: where, in which role, what (tests/chaos/inject). Out: the ended run, when each fault struck,
+when the run noticed and when it had recovered; assertions that the victim died, that every prompt was trained once and
+that the weights are those of a run in which nothing died. Left out: the faults themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.numpy import load_file
+
+from tests.integration.runs import learned, left_behind, rows, start, stop
+
+STEPS = 6
+CHANGES: dict[str, Any] = {
+    "steps": STEPS,
+    "rollout": {"engine": "torch"},
+    "learner": {"backend": "torch"},
+    "recovery": {"silence_s": 4.0, "backoff_s": 0.5},
+    "checkpoint": {"every_steps": 2},
+}
+"""Of the recipe of tests/integration/runs.py: six deterministic steps, a commit every second one."""
+INJECT = Path(__file__).parent / "inject"
+TABLE = "RAYLIGN_CHAOS_TABLE"
+"""In the environment: a file that takes a line for each fault that was borne."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """role: of the process, as Raylign names it (`rollout-0`, `learner-1`, `driver`). at: `module:Class.method`. call:
+    which call of it. do: kill, stop, exit, sleep (seconds) or raise."""
+
+    id: str
+    role: str
+    at: str
+    call: int = 1
+    do: str = "kill"
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Ended:
+    """A run that came to its end, well or not."""
+
+    code: int
+    output: str
+    run_dir: Path
+    strikes: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def after(self, fault: str, *kinds: str) -> list[dict[str, Any]]:
+        """Events of these kinds since the fault struck."""
+        struck = self.strikes[fault]["time"]
+        return [event for event in self.events if event["time"] >= struck - 0.1 and event["kind"] in kinds]
+
+
+def run_with(
+    faults: Sequence[Fault], recipe: Path, run_dir: Path, *arguments: object, timeout_s: float = 280, **environment: str
+) -> Ended:
+    """Train with these faults planted. Fails the test when one of them did not strike, or a process is left behind."""
+    folder = run_dir.with_suffix(".faults")
+    folder.mkdir(parents=True)
+    log = run_dir.with_suffix(".log")
+    planted = [{name: getattr(fault, name) for name in Fault.__slots__} for fault in faults]
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(INJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+        "RAYLIGN_FAULTS": json.dumps(planted),
+        "RAYLIGN_FAULTS_DIR": str(folder),
+    }
+    process = start("train", recipe, "--run-dir", run_dir, *arguments, log=log, **environment)
+    try:
+        code = process.wait(timeout_s)
+    finally:
+        stop(process)
+    strikes = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    events_file = run_dir / "events.jsonl"
+    events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.exists() else []
+    ended = Ended(code, log.read_text(), run_dir, strikes, events)
+    assert not (missed := {fault.id for fault in faults} - strikes.keys()), f"did not strike: {missed}\n{ended.output}"
+    assert left_behind(log, timeout_s=30) == []
+    return ended
+
+
+def assert_died(ended: Ended, *faults: str) -> None:
+    for fault in faults:
+        pid = ended.strikes[fault]["pid"]
+        assert not psutil.pid_exists(pid), f"{fault}: process {pid} is still there"
+
+
+def assert_balanced(run_dir: Path, trained: int) -> None:
+    """Every prompt that was admitted was trained once or dropped, and so many were trained."""
+    with sqlite3.connect(run_dir / "ledger.sqlite") as db:
+        counts = dict(db.execute("SELECT state, count(*) FROM prompts GROUP BY state").fetchall())
+        distinct = db.execute("SELECT count(DISTINCT position) FROM prompts WHERE state = 'trained'").fetchone()[0]
+    assert counts.get("trained") == distinct == trained, counts
+    assert sum(counts.values()) == counts["trained"] + counts.get("dropped", 0), f"in flight at the end: {counts}"
+
+
+def assert_same_numbers(run_dir: Path, undisturbed: Path) -> None:
+    """Of every step, but for what measures the machine and who was there."""
+    present = ("sync/mismatch", "rollout/workers")
+    found, expected = (
+        [{name: row[name] for name in row if name not in present} for row in learned(rows(path))]
+        for path in (run_dir, undisturbed)
+    )
+    assert found == expected
+
+
+def assert_same_weights(run_dir: Path, undisturbed: Path, step: int) -> None:
+    file = f"policy/step-{step}/model.safetensors"
+    found, expected = load_file(run_dir / file), load_file(undisturbed / file)
+    assert found.keys() == expected.keys()
+    differ = [name for name in expected if found[name].tobytes() != expected[name].tobytes()]
+    assert not differ, f"{len(differ)} of {len(expected)} tensors differ, such as {differ[0]}"
+
+
+def report(ended: Ended, fault: str, detected: str = "lost", recovered: str = "recovered") -> None:
+    """A line of the table: the fault, seconds until it was noticed, and until the run was whole again."""
+    noticed, mended = (ended.after(fault, kind) for kind in (detected, recovered))
+    struck = ended.strikes[fault]["time"]
+    row = [fault, *(f"{events[0]['time'] - struck:.1f}" if events else "" for events in (noticed, mended))]
+    print(" | ".join(row))
+    if path := os.environ.get(TABLE):
+        with Path(path).open("a") as file:
+            file.write("| " + " | ".join(row) + " |\n")

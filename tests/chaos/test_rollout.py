@@ -1,0 +1,38 @@
+"""Rollout workers that die or hang in each of their phases: another takes their work, and the run is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.chaos.harness import (
+    CHANGES,
+    STEPS,
+    Fault,
+    assert_balanced,
+    assert_died,
+    assert_same_numbers,
+    assert_same_weights,
+    report,
+    run_with,
+)
+from tests.integration.runs import recipe
+
+
+def test_workers_that_die_or_hang_in_every_phase_change_nothing(
+    undisturbed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Each strikes the worker that replaced the one before."""
+    faults = [
+        Fault("worker killed while generating", "rollout-0", "actors.rollout:RolloutWorker.pump", call=30),
+        Fault("worker killed while receiving weights", "rollout-1", "actors.rollout:RolloutWorker.receive", call=3),
+        Fault("worker killed while proving weights", "rollout-2", "actors.rollout:RolloutWorker.probe", call=2),
+        Fault("worker stopped while generating", "rollout-3", "actors.rollout:RolloutWorker.pump", call=20, do="stop"),
+    ]
+    ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    assert_died(ended, *(fault.id for fault in faults))
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed)
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+    for fault in faults:
+        report(ended, fault.id, recovered="worker")

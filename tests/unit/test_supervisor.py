@@ -1,0 +1,116 @@
+"""The supervisor over drivers that are small shell scripts: what is started again, what is passed on, what is said."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import supervisor
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from cluster import supervisor
+folder = Path(sys.argv[1])
+sys.executable = str(folder / "driver")
+begun = lambda: folder if (folder / "config.yaml").exists() else None
+sys.exit(supervisor.supervise(["train", "x.yaml"], begun, lambda run: (2, 0.01)))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Start a supervisor whose driver is this script, called with the number of lives before it as $LIFE."""
+
+    def started(script: str) -> subprocess.Popen[str]:
+        driver = tmp_path / "driver"
+        driver.write_text(
+            f'#!/bin/bash\ncd {tmp_path}\nLIFE=$(cat lives 2>/dev/null | wc -l)\necho "$*" >> lives\n{script}\n'
+        )
+        driver.chmod(0o755)
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    return started
+
+
+def lives(folder: Path) -> list[str]:
+    return (folder / "lives").read_text().splitlines()
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 130])
+def test_a_driver_that_ends_in_its_own_words_is_not_started_again(start, tmp_path, code):
+    process = start(f"touch config.yaml; exit {code}")
+    assert process.wait(20) == code and len(lives(tmp_path)) == 1
+
+
+def test_a_driver_that_was_killed_is_resumed(start, tmp_path):
+    process = start('touch config.yaml; if [ "$LIFE" -lt 2 ]; then kill -9 $$; fi; exit 0')
+    assert process.wait(20) == 0
+    assert lives(tmp_path) == ["-m cluster.cli train x.yaml", *["-m cluster.cli train x.yaml --resume"] * 2]
+    assert process.stderr.read() == "the driver was ended by SIGKILL; resuming from the last commit\n" * 2
+
+
+def test_one_death_more_than_the_run_allows_ends_it_with_what_resumes_it(start, tmp_path):
+    process = start("touch config.yaml; kill -9 $$")
+    assert process.wait(20) == 1 and len(lives(tmp_path)) == 3
+    assert process.stderr.read().endswith(
+        "the driver was ended by SIGKILL, 3 times, more than recovery.driver_failures (2); resume with: raylign train "
+        "x.yaml --resume\n"
+    )
+
+
+def test_a_death_before_the_run_began_has_nothing_to_resume(start, tmp_path):
+    process = start("kill -9 $$")
+    assert process.wait(20) == 1 and len(lives(tmp_path)) == 1
+    assert process.stderr.read() == "the driver was ended by SIGKILL before the run began; start it again\n"
+
+
+def test_a_signal_reaches_the_driver_once(start, tmp_path):
+    process = start("touch config.yaml; trap 'echo asked >> asked' INT; touch ready; sleep 1; sleep 1; exit 130")
+    _until(tmp_path / "ready")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert (tmp_path / "asked").read_text() == "asked\n"
+
+
+def test_the_driver_dies_with_its_supervisor(tmp_path):
+    program = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path.cwd())!r})
+from cluster import supervisor
+supervisor.follow_supervisor()
+with open({str(tmp_path / "writing")!r}, "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, {str(tmp_path / "ready")!r})
+time.sleep(60)
+"""
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, subprocess, sys\n"
+            f"subprocess.Popen([sys.executable, '-c', {program!r}], env={{**os.environ, {supervisor.DRIVER!r}: "
+            "str(os.getpid())}).wait()",
+        ]
+    )
+    _until(tmp_path / "ready")
+    driver = psutil.Process(int((tmp_path / "ready").read_text()))
+    parent.kill()
+    parent.wait(10)
+    driver.wait(10)
+
+
+def _until(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, os.listdir(path.parent)
+        time.sleep(0.01)
