@@ -6,7 +6,6 @@ In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Lef
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,17 +24,26 @@ def train(
     """Tune a model."""
     from cluster import supervisor
 
-    if not supervisor.is_driver():
-        raise typer.Exit(supervisor.supervise(sys.argv[1:], lambda: _begun(config, overrides, run_dir), _limits))
-    supervisor.follow_supervisor()
+    given = overrides or []
+    if supervisor.is_driver():
+        supervisor.follow_supervisor()
+        drive(config, given, run_dir, resume)
+        return
+    chosen = ["--run-dir", run_dir] if run_dir else []
+    arguments = ["train", str(config), *given, *chosen, *(["--resume"] if resume else [])]
+    raise typer.Exit(supervisor.supervise(arguments, lambda: _begun(config, given, run_dir), _limits))
+
+
+def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume: bool = False) -> None:
+    """Check the input and run, in this process."""
     from cluster.commands.check import problems
     from cluster.config import ConfigError, Pipeline, load_run
 
-    loaded = load_run(config, overrides or [])
+    loaded = load_run(config, overrides)
     where = run_dir or f"runs/{loaded.name}"
     if wrong := problems(loaded, where):
         raise ConfigError(str(config), wrong)
-    again = " ".join(["raylign train", str(config), *(overrides or []), "--run-dir", where, "--resume"])
+    again = " ".join(["raylign train", str(config), *overrides, "--run-dir", where, "--resume"])
     # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -48,12 +56,12 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _begun(config: Path, overrides: list[str] | None, run_dir: str | None) -> Path | None:
+def _begun(config: Path, overrides: list[str], run_dir: str | None) -> Path | None:
     """The run directory, if there is something in it to resume."""
     from cluster.config import load_run
     from cluster.run.directory import RunDirectory
 
-    where = RunDirectory(run_dir or f"runs/{load_run(config, overrides or []).name}").root
+    where = RunDirectory(run_dir or f"runs/{load_run(config, overrides).name}").root
     return where if any((where / name).is_file() for name in ("config.yaml", "pipeline.yaml")) else None
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cluster.commands.check import check, problems
-from cluster.commands.train import train
+from cluster.commands.train import drive
 from cluster.config import ConfigError, load_run
 from cluster.inspect.machine import GIB, Machine
 from cluster.inspect.pipeline import examine_stages, problems_of
@@ -62,7 +62,7 @@ def test_problems_of_every_stage_are_found_before_any_runs(file, tmp_path):
     assert said[1] == "judge: model.max_length: must be at most the model's 1024 positions, got 2000"
     assert said[2].startswith("ppo: reward.functions: 'rule'") and "exact_match" in said[2]
     with pytest.raises(ConfigError, match=r"pipeline.yaml: 3 problems\n  sft: "):
-        train(file, overrides, run_dir=str(tmp_path / "run"))
+        drive(file, overrides, run_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists(), "nothing began"
 
 
