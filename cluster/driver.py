@@ -6,9 +6,13 @@ reaps them when it dies, however it dies. Left out: checks of the input (command
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import sqlite3
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +20,7 @@ from types import ModuleType
 from actors.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, recovery
 from cluster.config import Config, ConfigError, Problem
+from cluster.config.recovery_rules import longest_wait_s
 from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster
 from cluster.errors import RunFailed, UserError
@@ -29,16 +34,20 @@ from cluster.policy_gradient import PolicyGradientJob
 from cluster.preferences import PreferenceJob
 from cluster.recovery import last_commit, step_of
 from cluster.reward_modelling import RewardModelJob
+from cluster.roles.stacks import FOLDER, tell_when_asked
 from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.trackers import open_trackers
+from cluster.run.watchdog import Watchdog
 from cluster.stored_inputs import load_stored_inputs
 from cluster.streaming import StreamingJob
+from cluster.stuck import end_stuck
 from cluster.supervised import SupervisedJob
 
+WATCHDOG_MARGIN = 1.5
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery", "name")
 """Sections that a resume may change; the rest decides what the numbers are."""
 
@@ -61,6 +70,8 @@ def run(
     if resume:
         _refuse_other_config(config, directory)
     with directory.lock():
+        os.environ[FOLDER] = str(directory.logs / "stacks")
+        tell_when_asked()
         directory.write_config(config)
         model_path = resolve_model(config.model.path)
         # Cutting back replaces events.jsonl: whoever opened it before would write into the file that is gone.
@@ -79,34 +90,62 @@ def run(
 
         job: Job | None = None
         try:
-            with Cluster(config.ray.address, logical_cpus(config)) as cluster:
+            with (
+                _told(directory, events, console, again or f"raylign train CONFIG --run-dir {directory} --resume"),
+                Cluster(config.ray.address, logical_cpus(config)) as cluster,
+            ):
                 placement = _placement(config, cluster)
                 console.start(_header(config, placement, step_of(commit)))
                 job = _kind(config)(config, directory, open_metrics(commit, resume), events, console, model_path)
                 try:
                     _start(job, placement, commit)
                     events.write("start", f"running from step {job.state.step}", job.state.step)
-                    with ControlServer(directory, job.verbs()):
+                    with ControlServer(directory, job.verbs()), _watched(job):
                         recovery.train(job, _loop(job), open_metrics)
                     return _finish(job, directory, console)
                 finally:
                     # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.
                     job.close()
-        except RunFailed as error:
-            events.write("failed", str(error))
-            (directory.logs / "failure.txt").write_text(traceback.format_exc())
-            command = again or f"raylign train CONFIG --run-dir {directory} --resume"
-            raise RunFailed(f"{error}\nresume with: {command}") from error
-        except KeyboardInterrupt:
-            events.write("interrupted", "stopped by Ctrl-C")
-            console.close()
-            raise
         finally:
             console.close()
             if job is not None:
                 job.metrics.close()
             events.close()
             directory.push()
+
+
+@contextmanager
+def _told(directory: RunDirectory, events: EventsWriter, console: Console, again: str) -> Iterator[None]:
+    """How the block failed stands in the run directory, and what resumes the run in the error."""
+    try:
+        yield
+    except RunFailed as error:
+        events.write("failed", str(error))
+        (directory.logs / "failure.txt").write_text(traceback.format_exc())
+        raise RunFailed(f"{error}\nresume with: {again}") from error
+    except (OSError, sqlite3.OperationalError) as error:
+        if not _is_full(error):
+            raise
+        raise RunFailed(f"{directory} could not be written ({error}); make room and resume with: {again}") from error
+    except KeyboardInterrupt:
+        events.write("interrupted", "stopped by Ctrl-C")
+        console.close()
+        raise
+
+
+def _watched(job: Job) -> Watchdog:
+    """Ends this process when the run stops moving."""
+    deadline_s = job.config.recovery.watchdog_s or WATCHDOG_MARGIN * longest_wait_s(job.config)
+    dog = Watchdog(deadline_s, end_stuck(job.events, os.environ[FOLDER]))
+    job.heard = dog.hear
+    return dog
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    """Whether the disk, or what the user may take of it, is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "full" in str(error)
 
 
 def _kind(config: Config) -> type[Job]:

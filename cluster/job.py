@@ -15,7 +15,8 @@ from pathlib import Path
 from cluster.columns import StepColumns
 from cluster.config.schema import Config
 from cluster.errors import RunFailed, UserError
-from cluster.run import checkpoint
+from cluster.run.alarms import Alarms
+from cluster.run.commits import Commits
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
 from cluster.run.evaluation import mean_interval
@@ -47,7 +48,11 @@ class Job:
         self.console = console
         self.model_path = model_path
         self.ledger = Ledger(directory.ledger_file)
+        self.commits = Commits(directory.checkpoints, events, console.event, config.learner.update_timeout_s)
         self.timeline = Timeline(directory)
+        self._alarms = Alarms()
+        self.heard: Callable[[str], None] = lambda what: None
+        """Who watches that the run moves."""
         self.state = DriverState()
         self.learner: LearnerGroup | None = None
         self.stop_reason: str | None = None
@@ -63,6 +68,7 @@ class Job:
         """The steps still to do, until one asks to stop. Each is timed; what it recorded is written at its end."""
         while self.state.step < self.config.steps and self.stop_reason is None:
             self.begin_row()
+            self.heard("a new step")
             yield self.state.step + 1
 
     def begin_row(self) -> None:
@@ -74,9 +80,11 @@ class Job:
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of the block under `time/<name>_s`."""
         self.console.phase(name)
+        self.heard(name)
         began = time.monotonic()
         with self.timeline.span(name):
             yield
+        self.heard(f"the end of {name}")
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
 
     def role(self, role: str, phase: str, seconds: float) -> None:
@@ -111,23 +119,25 @@ class Job:
     def write_row(self, step: int) -> None:
         self.timeline.write(step)
         self.console.step(self.metrics.write(step, {name: float(value) for name, value in self._row.items()}))
+        for sign, text in self._alarms.hear(self._row):
+            self.events.write("alarm", text, step, sign=sign)
+            self.console.event(text)
 
     # --- updates ---
 
     def check_update(self, step: int, result: UpdateResult, columns: StepColumns) -> None:
         """Count steps that were skipped as not finite; stop after too many in a row, the batch saved."""
         if result.skipped:
-            self.events.write(
-                "nonfinite", f"{result.skipped} optimiser steps skipped: loss or gradient not finite", step
-            )
+            self.learner.dump(columns, str(self.directory.skipped_batch(step)))
+            look = f"raylign replay {self.directory} {step}"
+            text = f"{result.skipped} optimiser steps skipped: loss or gradient not finite; look with: {look}"
+            self.events.write("nonfinite", text, step)
         self.state.nonfinite_in_a_row = 0 if result.applied else self.state.nonfinite_in_a_row + 1
         limit = self.config.learner.max_nonfinite_steps
         if self.state.nonfinite_in_a_row >= limit:
-            path = self.directory.logs / f"nonfinite-step-{step}.npz"
-            self.learner.dump(columns, str(path))
             raise RunFailed(
-                f"loss or gradient was not finite in {limit} steps in a row; the last batch is saved as {path}; lower "
-                "learner.optimizer.lr and resume"
+                f"loss or gradient was not finite in {limit} steps in a row; look at the last batch with: {look}; "
+                "lower learner.optimizer.lr and resume"
             )
 
     # --- evaluations ---
@@ -178,18 +188,23 @@ class Job:
 
     def commit(self) -> None:
         """The checkpoint of the step just done."""
-        step, folder = self.state.step, self.directory.checkpoints
         self.console.phase("checkpoint")
-        began = time.monotonic()
-        with checkpoint.staging(folder, step) as stage:
-            self.learner.save(str(stage))
-            self.ledger.backup(stage / "ledger.sqlite")
-            self.state.save(stage)
-            self.save_extra(stage)
-            checkpoint.commit(folder, step, stage)
-        keep = {self.state.best_step} if self.config.checkpoint.keep_best and self.state.best_step else set()
-        checkpoint.prune(folder, self.config.checkpoint.keep_last, keep)
-        self.events.write("checkpoint", f"committed step {step}", step, seconds=round(time.monotonic() - began, 2))
+        self.heard("checkpoint")
+        stage = ""
+
+        def fill(path: Path) -> None:
+            nonlocal stage
+            stage = str(path)
+            self.learner.save(stage)
+            self.ledger.backup(path / "ledger.sqlite")
+            self.state.save(path)
+            self.save_extra(path)
+
+        best = {self.state.best_step} if self.config.checkpoint.keep_best and self.state.best_step else set()
+        keep = (self.config.checkpoint.keep_last, best)
+        self.commits.begin(self.state.step, fill, lambda: self.learner.saved(stage), keep)
+        if self._last_step():
+            self.commits.wait(last=True)
 
     def restore(self, commit: Path) -> None:
         """Go back to a verified commit. UserError when it is of other data."""
@@ -230,4 +245,5 @@ class Job:
         return {}
 
     def close(self) -> None:
+        self.commits.drop()
         self.ledger.close()

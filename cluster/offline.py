@@ -43,6 +43,7 @@ class OfflineJob(Job):
             reference_path=None,
             device=placement.device,
             timeout_s=config.learner.update_timeout_s,
+            saves_later=resolve.saves_later(config, placement.device),
         )
         self.learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
         self._building = self.learner.build(config.ray.start_timeout_s)

@@ -69,6 +69,7 @@ class OnlineJob(Job):
                 transport=transport,
                 weights_timeout_s=config.weights.timeout_s,
                 gives_back=config.rollout.sleep_level > 0,
+                saves_later=resolve.saves_later(config, placement.device),
             ),
             config.learner.update_timeout_s,
         )

@@ -6,6 +6,7 @@ apply the plan), memory (commands/check.py).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from cluster.config.schema import Config
@@ -20,6 +21,10 @@ PROCESS_ENV = {
     "MALLOC_TOP_PAD_": "67108864",
     "GOMP_SPINCOUNT": "10000",
 }
+
+
+PASSED_ON = ("RAYLIGN_STACKS",)
+"""What the driver's environment tells its workers, on whichever node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,8 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
 def process_environment(role: RolePlan, name: str) -> dict[str, str]:
     """What a worker's process starts with."""
     threads = str(role.threads)
-    return {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
+    own = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
+    return own | {key: os.environ[key] for key in PASSED_ON if key in os.environ}
 
 
 def shortage(placement: Placement, gpus: float) -> str | None:

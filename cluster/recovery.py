@@ -58,6 +58,7 @@ def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], Metr
 
 def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
     began = time.monotonic()
+    job.commits.drop()
     with job.events.closed():
         commit, damaged = last_commit(job.directory)
     for problem in damaged:

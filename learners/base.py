@@ -24,6 +24,7 @@ from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSumm
 from learners.engine import StepResult, TrainEngine, unwrapped
 from learners.merging import Scaling, merged, scalings
 from learners.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.saving import Write, write_now
 from learners.stepping import MicroLoss, optimise
 
 
@@ -91,8 +92,8 @@ class LearnerBase:
             seconds=time.monotonic() - start,
         )
 
-    def save(self, directory: Path) -> None:
-        self._engine.save(directory)
+    def save(self, directory: Path, write: Write = write_now) -> None:
+        self._engine.save(directory, write)
 
     def load(self, directory: Path) -> None:
         self._engine.load(directory)

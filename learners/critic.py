@@ -19,6 +19,7 @@ from learners.aggregation import BatchTotals, batch_totals
 from learners.engine import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad
 from learners.method import Method, StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.saving import Write, write_now
 from learners.stepping import RunningMean, optimise
 from learners.value_loss import EXPLAINED_VARIANCE_SUMS, explained_variance, value_loss
 
@@ -91,8 +92,8 @@ class CriticLearner:
 
         return micro_loss
 
-    def save(self, directory: Path) -> None:
-        self._engine.save(directory)
+    def save(self, directory: Path, write: Write = write_now) -> None:
+        self._engine.save(directory, write)
 
     def load(self, directory: Path) -> None:
         self._engine.load(directory)

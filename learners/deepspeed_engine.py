@@ -37,6 +37,7 @@ from learners.optimizer import (
     set_learning_rates,
     squared_norm,
 )
+from learners.saving import Write, write_now
 from learners.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
 from learners.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards
 
@@ -195,9 +196,9 @@ class DeepSpeedEngine:
                 whole = [(p.name, p.parameter.detach().clone()) for p in bucket]
             yield whole
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, write: Write = write_now) -> None:
         if self._zero.stage > 0 or self.rank == 0:
-            training_state.write_tensors(directory, self.rank, self._shards.masters(), self._adamw)
+            training_state.write_tensors(directory, self.rank, self._shards.masters(), self._adamw, write)
         if self.rank == 0:
             training_state.write_facts(directory, self._facts(), self.steps)
         dist.barrier()

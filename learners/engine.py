@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from learners.engine_settings import OptimizerSettings, ZeroSettings
+from learners.saving import Write, write_now
 
 __all__ = ["OptimizerSettings", "StepResult", "TrainEngine", "ZeroSettings"]
 
@@ -51,9 +52,9 @@ class TrainEngine(Protocol):
         (tied ones once), in lists of at most `max_bytes` (one tensor alone may exceed it), gathered piece by piece; in
         the model's compute dtype."""
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, write: Write = write_now) -> None:
         """Write this rank's whole training state (master weights, optimiser, schedule) into `directory`, as
-        files that load without pickle of arbitrary objects; rank-independent content once."""
+        files that load without pickle of arbitrary objects; rank-independent content once. write: of tensors."""
 
     def load(self, directory: Path) -> None:
         """Restore what `save` wrote, bit for bit. ValueError naming the difference if it is of another model, rank

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from actors.adapters import write_adapter
 from actors.lora import LoraSettings
 from actors.pretrained import HUB_ID
+from actors.types import SampleBatch, ScoreBatch
 from learners.base import LearnerBase
 from learners.method import StepInputs
 
@@ -143,7 +144,8 @@ def model_card(facts: Mapping[str, Any], library: str = "transformers", base: st
 def dump_inputs(path: Path, inputs: StepInputs) -> None:
     """A step's columns as one .npz (no pickle), for replay and inspection."""
     batch = {name: getattr(inputs.batch, name) for name in inputs.batch.__slots__}
-    columns = {"reference": inputs.reference, "old": inputs.old, "values": inputs.values}
+    names = ("reference", "old", "values", "baseline", "row_reference", "kto_baseline")
+    columns = {name: getattr(inputs, name) for name in names}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -152,4 +154,20 @@ def dump_inputs(path: Path, inputs: StepInputs) -> None:
         scores=inputs.scores.values,
         **batch,
         **{name: column for name, column in columns.items() if column is not None},
+    )
+
+
+def load_inputs(path: Path) -> StepInputs:
+    """What `dump_inputs` saved."""
+    with np.load(path, allow_pickle=False) as found:
+        arrays = dict(found)
+    batch = SampleBatch(**{name: arrays[name] for name in SampleBatch.__slots__})
+    columns = {name: arrays.get(name) for name in ("reference", "old", "values", "baseline", "row_reference")}
+    return StepInputs(
+        step=int(arrays["step"]),
+        batch=batch,
+        scores=ScoreBatch(values=arrays["scores"], parts={}),
+        kl_coef=float(arrays["kl_coef"]),
+        kto_baseline=float(arrays["kto_baseline"]) if "kto_baseline" in arrays else None,
+        **columns,
     )

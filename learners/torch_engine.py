@@ -25,6 +25,7 @@ from learners.optimizer import (
     set_learning_rates,
     squared_norm,
 )
+from learners.saving import Write, write_now
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -107,8 +108,8 @@ class TorchEngine:
         for bucket in in_buckets(self._trainable if trained else self._all, max_bytes, DTYPES[self._dtype].itemsize):
             yield [(p.name, p.parameter.detach()) for p in bucket]
 
-    def save(self, directory: Path) -> None:
-        training_state.write_tensors(directory, 0, self._adamw.masters, self._adamw)
+    def save(self, directory: Path, write: Write = write_now) -> None:
+        training_state.write_tensors(directory, 0, self._adamw.masters, self._adamw, write)
         training_state.write_facts(directory, self._facts(), self.steps)
 
     def load(self, directory: Path) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from learners.saving import Write
 
 STATE_FILE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -54,14 +56,16 @@ def read_steps(directory: Path, facts: Mapping[str, Any]) -> int:
     return int(saved["steps"])
 
 
-def write_tensors(directory: Path, rank: int, masters: Mapping[str, torch.Tensor], adamw: torch.optim.AdamW) -> None:
+def write_tensors(
+    directory: Path, rank: int, masters: Mapping[str, torch.Tensor], adamw: torch.optim.AdamW, write: Write
+) -> None:
     """Write this rank's masters and moments. Before the first step there are no moments yet, and none are written."""
     tensors: dict[str, torch.Tensor] = {}
     for key, master in masters.items():
-        tensors[f"{key}/master"] = _own(master)
+        tensors[f"{key}/master"] = master
         state = adamw.state.get(master, {})
-        tensors.update({f"{key}/{name}": _own(state[name]) for name in MOMENTS if name in state})
-    save_file(tensors, directory / rank_file(rank))
+        tensors.update({f"{key}/{name}": state[name] for name in MOMENTS if name in state})
+    write(tensors, directory / rank_file(rank))
 
 
 def read_tensors(directory: Path, rank: int, masters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -98,10 +102,3 @@ def _set_moments(adamw: torch.optim.AdamW, master: torch.Tensor, moments: Mappin
             state[name].copy_(value.view(state[name].shape))
         else:
             state[name] = value.to(master.device, copy=True)
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor that shares its storage with no other: safetensors refuses views of one buffer."""
-    tensor = tensor.detach().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor.cpu() if whole or tensor.device.type != "cpu" else tensor.clone()

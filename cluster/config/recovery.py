@@ -26,5 +26,8 @@ class Recovery(Section):
     """Times that the driver may be started again."""
     backoff_s: Seconds = 1.0
     """Before the first replacement; doubled by each that follows within five minutes."""
+    watchdog_s: Seconds | None = None
+    """A run that does not move for so long is stuck: every process writes its stacks and the driver is started again;
+    default: half as long again as the longest of the deadlines of a phase."""
     silence_s: Seconds = 30.0
     """A rollout worker that answers nothing for so long is ended."""

@@ -167,6 +167,12 @@ def engine_settings(config: Config, model_path: str) -> EngineSettings:
     )
 
 
+def saves_later(config: Config, device: str) -> bool:
+    """Whether checkpoints are written beside training, from a copy in host memory."""
+    wanted = config.checkpoint.asynchronous
+    return device != "cpu" if wanted is None else wanted
+
+
 def recovery_limits(config: Config) -> RecoveryLimits:
     recovery = config.recovery
     return RecoveryLimits(

@@ -13,6 +13,7 @@ from cluster.config.lora_rules import lora_problems
 from cluster.config.method_rules import method_problems
 from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
+from cluster.config.recovery_rules import recovery_problems
 from cluster.config.resolve import correction_kind, optimizer_steps, resolve_preset
 from cluster.config.reward_rules import reward_problems
 from cluster.config.rollout_rules import rollout_problems
@@ -30,7 +31,7 @@ def cross_section_problems(config: Config) -> list[Problem]:
         if config.algorithm.online
         else (offline_problems,)
     )
-    rules = (method_problems, _model, lora_problems, _data, *own, _learner, _evaluation, _ray)
+    rules = (method_problems, _model, lora_problems, _data, *own, _learner, _evaluation, recovery_problems, _ray)
     return [problem for rule in rules for problem in rule(config)]
 
 

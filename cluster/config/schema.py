@@ -207,6 +207,8 @@ class Checkpoint(Section):
     every_steps: Count = 10
     keep_last: Count = 2
     keep_best: bool = True
+    asynchronous: bool | None = None
+    """Copy the learner's state and write it while training goes on; default: on GPUs, whose hosts have the memory."""
     export: bool = True
     """Write the tuned policy as a Hugging Face directory at the end."""
 

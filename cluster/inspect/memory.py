@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config.resolve import needs_reference
+from cluster.config.resolve import needs_reference, saves_later
 from cluster.config.schema import Config, Zero
 from cluster.inspect.model import ModelFacts
 from cluster.placement import Placement
@@ -25,7 +25,8 @@ LAST_VERSION = "last version"
 """What both ends of a sparse delta keep: the weights that the next change is told against."""
 UPDATE_PARTS = ("activations", "logits")
 """Held while the learner computes, and given back between."""
-HOST_PARTS = ("runtime", "offloaded state", LAST_VERSION)
+CHECKPOINT_COPY = "checkpoint copy"
+HOST_PARTS = ("runtime", "offloaded state", LAST_VERSION, CHECKPOINT_COPY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def plan_memory(
     reward_models: Sequence[ModelFacts | None],
     placement: Placement,
 ) -> MemoryPlan:
-    roles = [_learner(config, policy, critic)]
+    roles = [_learner(config, policy, critic, saves_later(config, placement.device))]
     element = BYTES[config.model.dtype]
     if config.algorithm.online:
         roles.append(_rollout(config, policy, placement.device))
@@ -82,7 +83,7 @@ def plan_memory(
     return MemoryPlan(tuple(roles), versions * tuned_parameters(config, policy) * element)
 
 
-def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> RoleMemory:
+def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None, saves_later: bool) -> RoleMemory:
     """One rank: policy, critic where there is one, and the frozen reference, whole on each rank. An adapter stands
     beside its base, which has no gradients and is the reference itself."""
     ranks, element = config.learner.ranks, BYTES[config.model.dtype]
@@ -92,13 +93,17 @@ def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> R
         place = "offloaded state" if zero.offload_parameters == "cpu" else "weights"
         base = policy.parameters * element // (ranks if zero.stage == 3 else 1)
         parts[place] = parts.get(place, 0) + base
+    saved = _saved(tuned, zero, ranks)
     if critic is not None:
         zero = config.critic.zero
+        saved += _saved(critic_parameters(config, critic), zero, ranks)
         for part, size in _trained(critic_parameters(config, critic), zero, ranks, element).items():
             parts[part] = parts.get(part, 0) + size
     if needs_reference(config):
         parts["reference"] = policy.parameters * element
     parts |= _transport(config, policy, element, copies_on_device=1)
+    if saves_later:
+        parts[CHECKPOINT_COPY] = saved
     known = policy.layers > 0
     if known:
         tokens = config.learner.micro_batch_tokens
@@ -137,6 +142,11 @@ def _trained(parameters: int, zero: Zero, ranks: int, element: int) -> dict[str,
         + (state if zero.offload_optimizer == "cpu" else 0),
     }
     return {part: size for part, size in parts.items() if size}
+
+
+def _saved(parameters: int, zero: Zero, ranks: int) -> int:
+    """Bytes of a rank's share of masters and moments, copied so that training may go on while they are written."""
+    return parameters * 12 // (ranks if zero.stage >= 1 else 1)
 
 
 def _activations_per_token(config: Config, facts: ModelFacts, element: int) -> int:

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.types import SampleBatch, ScoreBatch, WeightBucket, WeightSummary
+from actors.types import SampleBatch, WeightBucket, WeightSummary
+from cluster.roles.stacks import tell_when_asked
+from cluster.roles.step_inputs import step_inputs
 from learners.method import (
     LearnerSettings,
     Method,
     PreferenceSettings,
     RewardModelSettings,
-    StepInputs,
     TokenColumn,
     Training,
     UpdateResult,
-    assemble,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class LearnerSpec:
     absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
     has one (reference_path None). temperature: of sampling, which training
     divides logits by too. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
-    gives_back: engines that sleep wait for the GPU memory that torch keeps for the next update."""
+    gives_back: engines that sleep wait for the GPU memory that torch keeps for the next update. saves_later:
+    checkpoints are written beside training, from a copy."""
 
     trains: Training
     policy: LearnerSettings | None
@@ -52,6 +53,7 @@ class LearnerSpec:
     transport: str = "object_store"
     weights_timeout_s: float = 600.0
     gives_back: bool = False
+    saves_later: bool = False
 
 
 def free_port() -> int:
@@ -64,6 +66,7 @@ class LearnerRole:
     """One rank: the policy, the critic, or both, and the frozen reference."""
 
     def __init__(self, spec: LearnerSpec, rank: int, ranks: int) -> None:
+        tell_when_asked()
         self._spec, self._rank, self._ranks = spec, rank, ranks
         self.policy = self.critic = self.reference = None
 
@@ -207,9 +210,28 @@ class LearnerRole:
         return nbytes / best
 
     def save(self, directory: str) -> None:
+        """Write the state into `directory`; where the spec says so a thread does, from a copy."""
+        from learners.saving import write_now
+
+        if self._spec.saves_later:
+            self._writer.begin()
+        write = self._writer if self._spec.saves_later else write_now
         for name, learner in self._learners():
             (Path(directory) / name).mkdir(parents=True, exist_ok=True)
-            learner.save(Path(directory) / name)
+            learner.save(Path(directory) / name, write)
+
+    def saved(self, directory: str) -> dict[str, Any] | None:
+        """Size and hash of this rank's files by their path in `directory`; None while one is being written."""
+        written = self._writer.written() if self._spec.saves_later else {}
+        if written is None:
+            return None
+        return {path.relative_to(directory).as_posix(): facts for path, facts in written.items()}
+
+    @functools.cached_property
+    def _writer(self) -> Any:
+        from learners.saving import LaterWriter
+
+        return LaterWriter()
 
     def load(self, directory: str) -> None:
         for name, learner in self._learners():
@@ -248,38 +270,4 @@ def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEng
         model = load_model(settings.model)
     return DeepSpeedEngine(
         model, zero=settings.zero, optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
-    )
-
-
-def step_inputs(layout: Mapping[str, Any], columns: Sequence[Any]) -> StepInputs:
-    """StepInputs from flat arguments: Ray resolves references only at the top level of a call. `layout` holds step,
-    kl_coef, kto_baseline, row_reference, and how many of `columns` each of COLUMNS takes, in that order."""
-    rest = list(columns)
-
-    def take(name: str) -> list[Any]:
-        taken = rest[: layout[name]]
-        del rest[: layout[name]]
-        return taken
-
-    batch = SampleBatch.concat(take("batch"))
-    scores = ScoreBatch.concat(take("scores"))
-    length = len(batch.token_ids)
-
-    def column(name: str) -> np.ndarray | None:
-        shares = take(name)
-        return assemble(shares, length) if shares else None
-
-    reference, old, values = column("reference"), column("old"), column("values")
-    baseline = take("baseline")
-    return StepInputs(
-        step=int(layout["step"]),
-        batch=batch,
-        scores=scores,
-        kl_coef=float(layout["kl_coef"]),
-        reference=reference,
-        old=old,
-        values=values,
-        baseline=np.concatenate(baseline) if baseline else None,
-        kto_baseline=layout["kto_baseline"],
-        row_reference=layout["row_reference"],
     )

@@ -22,6 +22,7 @@ from actors.engine import EngineSettings
 from actors.probe import worth_recording
 from actors.types import Prompt, SampleBatch, SamplingSettings
 from cluster.pool.handle import WorkerIdentity, WorkerPulse
+from cluster.roles.stacks import tell_when_asked
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
@@ -42,6 +43,7 @@ class RolloutRole:
     """A rollout worker: an engine in its thread, and the policy version it holds."""
 
     def __init__(self, spec: RolloutSpec) -> None:
+        tell_when_asked()
         from actors.rollout import RolloutWorker
         from actors.rollout_server import RolloutServer
         from actors.transports import receiver_for

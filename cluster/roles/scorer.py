@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.rewards.spec import RewardSpec
 from actors.types import Prompt, SampleBatch, ScoreBatch
+from cluster.roles.stacks import tell_when_asked
 
 if TYPE_CHECKING:
     from actors.judge import Judge
@@ -59,6 +60,7 @@ class ScorerRole:
     """A scorer: reward functions in a process of their own, reward models in this one."""
 
     def __init__(self, spec: ScorerSpec) -> None:
+        tell_when_asked()
         from transformers import AutoTokenizer
 
         from actors.rewards.runner import RewardRunner

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.run.directory import fsync_directory, write_atomic
 
@@ -22,12 +22,17 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d+)")
 
 
-def commit(directory: Path, step: int, stage: Path) -> None:
-    """Turn a staged directory into the commit of `step`: sync every file, write the manifest, rename."""
-    files = {}
+def commit(directory: Path, step: int, stage: Path, synced: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Turn a staged directory into the commit of `step`: sync every file, write the manifest, rename. synced: size and
+    hash of files that were synced by who wrote them, by their path in the stage."""
+    known, files = synced or {}, {}
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
+        name = path.relative_to(stage).as_posix()
+        if name in known:
+            files[name] = dict(known[name])
+            continue
         _fsync(path)
-        files[path.relative_to(stage).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     body = {"step": step, "files": files}
     write_atomic(stage / MANIFEST, json.dumps({**body, "sha256": _body_hash(body)}, indent=1) + "\n")
     for folder in [stage, *(p for p in stage.rglob("*") if p.is_dir())]:
@@ -39,16 +44,12 @@ def commit(directory: Path, step: int, stage: Path) -> None:
     fsync_directory(directory)
 
 
-@contextmanager
-def staging(directory: Path, step: int) -> Iterator[Path]:
-    """A fresh directory to write a checkpoint into; removed if it was not committed."""
+def open_stage(directory: Path, step: int) -> Path:
+    """A fresh directory to write a checkpoint into."""
     stage = directory / f".step-{step}.tmp"
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    return stage
 
 
 def steps(directory: Path) -> list[int]:

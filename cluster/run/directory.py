@@ -91,6 +91,10 @@ class RunDirectory:
     def samples_file(self, step: int) -> Path:
         return self.samples / f"step-{step:06d}.parquet"
 
+    def skipped_batch(self, step: int) -> Path:
+        """The columns of a step that was skipped because its loss or gradient was not finite."""
+        return self.logs / f"nonfinite-step-{step}.npz"
+
     def sample_steps(self) -> list[int]:
         """Steps whose samples are on disk, in order."""
         found = (SAMPLES_NAME.fullmatch(file.name) for file in self.samples.glob("step-*.parquet"))

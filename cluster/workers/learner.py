@@ -157,6 +157,13 @@ class LearnerGroup:
     def save(self, directory: str) -> None:
         self._get([r.save.remote(directory) for r in self._ranks], self._timeout_s, "saving the learner's state")
 
+    def saved(self, directory: str) -> dict[str, Any] | None:
+        """Size and hash of what `save` was for, by path in `directory`; None while it is being written."""
+        found = self._get([r.saved.remote(directory) for r in self._ranks], self._timeout_s, "writing a checkpoint")
+        if None in found:
+            return None
+        return {path: facts for files in found for path, facts in files.items()}
+
     def load(self, directory: str) -> None:
         self._get([r.load.remote(directory) for r in self._ranks], self._timeout_s, "restoring the learner's state")
 

@@ -26,7 +26,7 @@ CHANGES: dict[str, Any] = {
     "rollout": {"engine": "torch"},
     "learner": {"backend": "torch"},
     "recovery": {"silence_s": 4.0, "backoff_s": 0.5},
-    "checkpoint": {"every_steps": 2},
+    "checkpoint": {"every_steps": 2, "asynchronous": True},
 }
 """Of the recipe of tests/integration/runs.py: six deterministic steps, a commit every second one."""
 INJECT = Path(__file__).parent / "inject"
@@ -37,7 +37,8 @@ TABLE = "RAYLIGN_CHAOS_TABLE"
 @dataclass(frozen=True, slots=True)
 class Fault:
     """role: of the process, as Raylign names it (`rollout-0`, `learner-1`, `driver`). at: `module:Class.method`. call:
-    which call of it. do: kill, stop, exit, sleep (seconds) or raise."""
+    which call of it. do: kill, stop, exit, sleep (seconds), raise, nospace (no space left on the device), full
+    (SQLite's word for it)."""
 
     id: str
     role: str

@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.inspect.memory import (
+    CHECKPOINT_COPY,
     GPU_CONTEXT,
     RUNTIME,
     checkpoint_bytes,
@@ -25,7 +26,7 @@ def parts(text, *overrides, role="learner", facts=NAMED, gpus=0.0):
     given = config(text, *overrides)
     critic = facts if given.critic else None
     memory = plan_memory(given, facts, critic, [], plan(given, 2, gpus))
-    return {part: size for part, size in memory.role(role).parts.items() if part != "runtime"}
+    return {part: size for part, size in memory.role(role).parts.items() if part not in ("runtime", CHECKPOINT_COPY)}
 
 
 def test_bfloat16_weights_have_float32_gradients_masters_and_two_moments():
@@ -56,6 +57,18 @@ def test_what_is_offloaded_leaves_the_gpu_for_host_memory():
 
 def test_ppo_adds_a_critic_and_a_reference():
     assert parts(PPO) == {"weights": 4000, "gradients": 8000, "optimiser": 24000, "reference": 2000}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [(GRPO, [], 12_000), (PPO, [], 24_000), (GRPO, ["learner.ranks=4", "learner.zero.stage=1"], 3_000)],
+    ids=["a policy", "and a critic", "a share of it"],
+)
+def test_masters_and_moments_are_copied_to_be_written_beside_training(text, overrides, expected):
+    given = config(text, *overrides, "checkpoint.asynchronous=true")
+    learner = plan_memory(given, NAMED, NAMED if given.critic else None, [], plan(given, 2, 0)).role("learner")
+    assert learner.parts[CHECKPOINT_COPY] == expected
+    assert learner.on_device == learner.bytes - expected - RUNTIME["learner"], "in host memory"
 
 
 def test_a_critic_of_half_the_layers_keeps_the_embedding_and_half_the_trunk():

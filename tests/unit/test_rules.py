@@ -661,3 +661,26 @@ def test_an_answer_is_said_for_rows_that_are_stored_and_holds_the_answer():
     ) == [f"{rejected}: sft has no rejected side here; remove it"]
     online = f"{key}: the policy answers by itself, nothing is said for it; remove it"
     assert problems(GRPO, "data.path=null", SUMS % "{answer}") == [online]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["recovery.watchdog_s=3600"],
+            "recovery.watchdog_s: must be longer than the longest deadline that it watches over (10800 s), got 3600; "
+            "lower rollout.timeout_s, learner.update_timeout_s, weights.timeout_s or ray.start_timeout_s, or raise it",
+        ),
+        (
+            ["recovery.silence_s=1"],
+            "recovery.silence_s: must be at least 2: a worker is asked every 1 s, got 1",
+        ),
+        (
+            ["rollout.timeout_s=60"],
+            "rollout.stall_timeout_s: must be at most rollout.timeout_s (60), or it never acts, got 120",
+        ),
+    ],
+)
+def test_a_deadline_that_could_never_act_or_acts_too_early_is_refused(overrides, expected):
+    assert problems(GRPO, *overrides) == [expected]
+    assert problems(GRPO, "recovery.watchdog_s=10801", "rollout.stall_timeout_s=60") == []

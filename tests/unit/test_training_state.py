@@ -9,6 +9,7 @@ import torch
 
 from learners.engine import OptimizerSettings
 from learners.optimizer import adamw
+from learners.saving import write_now
 from learners.training_state import (
     model_digest,
     put_tensors,
@@ -35,7 +36,7 @@ def stepped(steps: int) -> tuple[dict[str, torch.Tensor], torch.optim.AdamW]:
 
 def test_masters_and_moments_come_back_bit_for_bit(tmp_path):
     masters, optimizer = stepped(2)
-    write_tensors(tmp_path, 1, masters, optimizer)
+    write_tensors(tmp_path, 1, masters, optimizer, write_now)
     fresh, other = stepped(0)
     put_tensors(read_tensors(tmp_path, 1, fresh), fresh, other)
     for key, master in masters.items():
@@ -46,7 +47,7 @@ def test_masters_and_moments_come_back_bit_for_bit(tmp_path):
 
 def test_a_state_from_before_the_first_step_clears_the_moments(tmp_path):
     masters, optimizer = stepped(0)
-    write_tensors(tmp_path, 0, masters, optimizer)
+    write_tensors(tmp_path, 0, masters, optimizer, write_now)
     used, other = stepped(3)
     put_tensors(read_tensors(tmp_path, 0, used), used, other)
     assert used["group-0"].tolist() == [0.0, 1.0, 2.0, 3.0]
@@ -55,7 +56,7 @@ def test_a_state_from_before_the_first_step_clears_the_moments(tmp_path):
 
 def test_loading_keeps_the_moments_storage_so_that_views_of_it_stay_true(tmp_path):
     masters, optimizer = stepped(2)
-    write_tensors(tmp_path, 0, masters, optimizer)
+    write_tensors(tmp_path, 0, masters, optimizer, write_now)
     used, other = stepped(1)
     held = other.state[used["group-0"]]["exp_avg"]
     put_tensors(read_tensors(tmp_path, 0, used), used, other)
@@ -65,7 +66,7 @@ def test_loading_keeps_the_moments_storage_so_that_views_of_it_stay_true(tmp_pat
 
 def test_another_grouping_is_refused_before_anything_is_touched(tmp_path):
     masters, optimizer = stepped(1)
-    write_tensors(tmp_path, 0, masters, optimizer)
+    write_tensors(tmp_path, 0, masters, optimizer, write_now)
     with pytest.raises(ValueError, match="differently grouped parameters"):
         read_tensors(tmp_path, 0, {"group-0": torch.zeros(4)})
     with pytest.raises(ValueError, match="differently grouped parameters"):

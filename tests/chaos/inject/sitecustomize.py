@@ -8,6 +8,7 @@ which then says when and in which process. Nothing of it is in Raylign.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.abc
 import importlib.machinery
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +42,10 @@ def strike(fault: dict[str, Any]) -> None:
         os._exit(3)
     elif fault["do"] == "sleep":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "nospace":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    elif fault["do"] == "full":
+        raise sqlite3.OperationalError("database or disk is full")
     else:
         raise RuntimeError(f"planted: {fault['id']}")
 

@@ -1,0 +1,59 @@
+"""Signs of a run gone wrong, on rows made by hand: each begins once, ends once, and stays silent on a healthy run."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.run.alarms import WINDOW, Alarms
+
+HEALTHY = {
+    "reward/mean": 0.2,
+    "reward/std": 0.3,
+    "kl/ref": 0.01,
+    "response/length_mean": 50.0,
+    "policy/entropy": 1.0,
+    "policy/mismatch": 0.01,
+}
+HACKED = {"reward/mean": 0.9, "kl/ref": 0.5, "response/length_mean": 120.0}
+
+
+def said(*parts: tuple[dict[str, float], int]) -> list[str]:
+    alarms = Alarms()
+    return [text for changes, steps in parts for _ in range(steps) for _, text in alarms.hear(HEALTHY | changes)]
+
+
+def test_a_run_that_only_gets_better_raises_none():
+    assert said(({}, WINDOW), ({"reward/mean": 0.9, "kl/ref": 0.09, "policy/entropy": 0.4}, 3 * WINDOW)) == []
+
+
+@pytest.mark.parametrize("missing", HACKED)
+def test_reward_kl_and_length_together_are_a_sign_of_gaming_and_no_two_of_them(missing):
+    found = said(({}, WINDOW), (HACKED, WINDOW))
+    assert found == [
+        "the reward rose from 0.2 to 0.55 while the KL to the reference rose from 0.01 to 0.26 and responses went from "
+        "50 to 85 tokens: read some samples, the reward may be gamed; raise algorithm.kl.coef"
+    ]
+    assert said(({}, WINDOW), ({k: v for k, v in HACKED.items() if k != missing}, WINDOW)) == []
+
+
+def test_responses_that_shrink_are_as_odd():
+    assert len(said(({}, WINDOW), (HACKED | {"response/length_mean": 5.0}, WINDOW))) == 1
+
+
+def test_an_entropy_that_collapses_is_told_once_and_its_return_once():
+    found = said(({}, WINDOW), ({"policy/entropy": 0.01, "reward/std": 0.0}, 2 * WINDOW), ({}, WINDOW))
+    assert found == [
+        "the policy's entropy fell from 1 to 0.01 nats a token and rewards' spread from 0.3 to 0: there is little left "
+        "to learn from; lower learner.optimizer.lr or raise the temperature",
+        "entropy collapse: no longer so",
+    ]
+
+
+def test_an_engine_that_drifts_from_its_learner_is_told():
+    assert "engine and learner differ by" in said(({}, WINDOW), ({"policy/mismatch": 0.2}, WINDOW))[0]
+
+
+def test_metrics_that_a_method_has_not_raise_nothing():
+    alarms = Alarms()
+    rows = [{"reward/mean": 0.2 if n < WINDOW else 0.9, "policy/entropy": 1.0} for n in range(3 * WINDOW)]
+    assert [text for row in rows for _, text in alarms.hear(row)] == []
