@@ -47,10 +47,14 @@ class LocalPool:
     def finish_publish(self, version: PolicyVersion) -> None:
         self.worker.finish_publish(version)
 
-    def probe(self, batch: SampleBatch) -> list[np.ndarray]:
+    def lose_failed(self) -> list[str]:
+        """Nor does it die."""
+        return []
+
+    def probe(self, batch: SampleBatch) -> dict[str, np.ndarray]:
         prompts = [batch.prompt_of(r).tolist() for r in range(len(batch))]
         responses = [batch.response_of(r).tolist() for r in range(len(batch))]
-        return [np.concatenate(self.worker.probe(prompts, responses))]
+        return {"here": np.concatenate(self.worker.probe(prompts, responses))}
 
     def calibrated(self, probe: Any, judge: Any) -> None:
         """Nobody joins."""
