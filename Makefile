@@ -11,14 +11,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SEED ?= 0
 
-.PHONY: demo test test-fast test-gpu learn lint install bench clean
+.PHONY: demo test test-fast test-gpu learn chaos lint install bench clean
 
 demo: install
 	$(BIN)/raylign train deploy/recipes/$(DEMO).yaml seed=$(SEED) --run-dir $(RUN_DIR)
 DEMO ?= ppo_demo
 
 test: install
-	$(BIN)/python -m pytest tests/unit tests/contracts tests/integration
+	$(BIN)/python -m pytest tests/unit tests/contracts tests/integration tests/chaos
 
 test-fast: install
 	$(BIN)/python -m pytest tests/unit -q
@@ -29,6 +29,12 @@ test-gpu: install  # what needs an accelerator
 learn: install  # every method, three seeds each, on a tiny model; the table that the README quotes
 	RAYLIGN_LEARN_TABLE=$(LEARN_TABLE) $(BIN)/python -m pytest tests/integration/test_learns.py -m ""
 LEARN_TABLE ?= runs/learn.md
+
+chaos: install  # every planted fault once, and what each cost; the table that the README quotes
+	rm -f $(CHAOS_TABLE); mkdir -p $(dir $(CHAOS_TABLE))
+	RAYLIGN_KILLS=200 RAYLIGN_CHAOS_TABLE=$(abspath $(CHAOS_TABLE)) $(BIN)/python -m pytest tests/chaos -m ""
+	@cat $(CHAOS_TABLE)
+CHAOS_TABLE ?= runs/chaos.md
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -38,7 +38,7 @@ TABLE = "RAYLIGN_CHAOS_TABLE"
 class Fault:
     """role: of the process, as Raylign names it (`rollout-0`, `learner-1`, `driver`). at: `module:Class.method`. call:
     which call of it. do: kill, stop, exit, sleep (seconds), raise, nospace (no space left on the device), full
-    (SQLite's word for it)."""
+    (SQLite's word for it), nan (its first argument, a tensor, is not a number)."""
 
     id: str
     role: str
@@ -131,5 +131,8 @@ def report(ended: Ended, fault: str, detected: str = "lost", recovered: str = "r
     row = [fault, *(f"{events[0]['time'] - struck:.1f}" if events else "" for events in (noticed, mended))]
     print(" | ".join(row))
     if path := os.environ.get(TABLE):
+        new = not Path(path).exists()
         with Path(path).open("a") as file:
+            if new:
+                file.write("| fault | noticed after (s) | whole again after (s) |\n| --- | --- | --- |\n")
             file.write("| " + " | ".join(row) + " |\n")

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
+import json
+import random
+import subprocess
+import time
 from pathlib import Path
+
+import psutil
+import pytest
 
 from tests.chaos.harness import (
     CHANGES,
@@ -16,7 +23,9 @@ from tests.chaos.harness import (
     report,
     run_with,
 )
-from tests.integration.runs import recipe
+from tests.integration.runs import left_behind, merged, recipe, start, stop, train
+
+RANDOM_STEPS = 100
 
 
 def test_a_scorer_that_dies_is_started_again_and_scores_again(
@@ -30,6 +39,86 @@ def test_a_scorer_that_dies_is_started_again_and_scores_again(
     assert_same_numbers(ended.run_dir, undisturbed)
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     report(ended, faults[0].id)
+
+
+def test_a_scorer_that_hangs_is_ended_when_its_time_is_up(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    changes = merged(CHANGES, {"rollout": {"timeout_s": 10, "stall_timeout_s": 8}})
+    fault = Fault("scorer stopped while scoring", "scorer-0", "actors.rewards.scorer:Scorer.score", call=3, do="stop")
+    ended = run_with([fault], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    assert_died(ended, fault.id)
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed)
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+    report(ended, fault.id)
+
+
+@pytest.mark.chaos
+def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
+    undisturbed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    short = {
+        "rollout": {"timeout_s": 10, "stall_timeout_s": 8},
+        "learner": {"update_timeout_s": 30},
+        "weights": {"timeout_s": 10},
+        "ray": {"start_timeout_s": 60},
+        "recovery": {"watchdog_s": 61},
+    }
+    fault = Fault("driver hangs", "driver", "cluster.scoring:Scoring.settle", call=4, do="sleep", seconds=1000)
+    path = recipe(tmp_path, tiny_model, **merged(CHANGES, short))
+    ended = run_with([fault], path, tmp_path / "run", timeout_s=290)
+    assert ended.code == 0, ended.output
+    (stuck,) = ended.after(fault.id, "stuck")
+    assert "in score" in stuck["text"] and stuck["silent"] == []
+    stacks = {file.name.rpartition("-")[0]: file.read_text() for file in (ended.run_dir / "logs/stacks").iterdir()}
+    assert "settle" in stacks["driver"] and {"driver", "learner-0", "rollout-0", "scorer-0"} <= stacks.keys()
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+    report(ended, fault.id, detected="stuck", recovered="start")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_twenty_kills_of_the_driver_at_random_moments_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    """Each falls within four seconds of a life in which it trains."""
+    many = merged(
+        CHANGES, {"steps": RANDOM_STEPS, "checkpoint": {"every_steps": 1}, "recovery": {"driver_failures": 20}}
+    )
+    (tmp_path / "calm").mkdir()
+    train(recipe(tmp_path / "calm", tiny_model, **many), tmp_path / "calm" / "run")
+    draw, log, run = random.Random(0), tmp_path / "run.log", tmp_path / "run"
+    process = start("train", recipe(tmp_path, tiny_model, **many), "--run-dir", run, log=log)
+    try:
+        kills = 0
+        while kills < 20 and (driver := wait_for_life(run, process)) is not None:
+            time.sleep(draw.uniform(0.0, 4.0))
+            driver.kill()
+            driver.wait(10)
+            kills += 1
+        code = process.wait(250)
+    finally:
+        stop(process)
+    assert kills == 20, "the run ended too early to be killed so often"
+    assert code == 0, log.read_text()[-4000:]
+    assert left_behind(log, timeout_s=30) == []
+    assert_balanced(run, trained=4 * RANDOM_STEPS)
+    assert_same_numbers(run, tmp_path / "calm" / "run")
+    assert_same_weights(run, tmp_path / "calm" / "run", RANDOM_STEPS)
+
+
+def wait_for_life(run: Path, supervisor: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """The driver, once it trains; None when the run has ended."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if supervisor.poll() is not None:
+            return None
+        for driver in psutil.Process(supervisor.pid).children():
+            events = run / "events.jsonl"
+            lines = events.read_text().splitlines() if events.exists() else []
+            begun = [event["time"] for event in map(json.loads, lines) if event["kind"] == "start"]
+            if any(at > driver.create_time() for at in begun):
+                return driver
+        time.sleep(0.1)
+    raise AssertionError("the run did not come back to training within 120 s")
 
 
 def test_a_driver_that_is_killed_again_and_again_changes_nothing(

@@ -24,12 +24,13 @@ from types import ModuleType
 from typing import Any
 
 
-def strike(fault: dict[str, Any]) -> None:
+def strike(fault: dict[str, Any]) -> bool:
+    """Whether it is this fault's turn and it left the process alive."""
     path = os.path.join(os.environ["RAYLIGN_FAULTS_DIR"], f"{fault['id']}.json")
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
-        return
+        return False
     with os.fdopen(handle, "w") as file:
         json.dump({"pid": os.getpid(), "time": time.time()}, file)
         file.flush()
@@ -46,8 +47,9 @@ def strike(fault: dict[str, Any]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
     elif fault["do"] == "full":
         raise sqlite3.OperationalError("database or disk is full")
-    else:
+    elif fault["do"] == "raise":
         raise RuntimeError(f"planted: {fault['id']}")
+    return True
 
 
 def planted(method: Callable[..., Any], fault: dict[str, Any]) -> Callable[..., Any]:
@@ -57,8 +59,8 @@ def planted(method: Callable[..., Any], fault: dict[str, Any]) -> Callable[..., 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == fault.get("call", 1):
-            strike(fault)
+        if calls == fault.get("call", 1) and strike(fault) and fault["do"] == "nan":
+            args = (args[0], args[1] * float("nan"), *args[2:])
         return method(*args, **kwargs)
 
     return counted

@@ -1,0 +1,56 @@
+"""One rank of two that dies or hangs: the group is built again as a whole, whoever was to blame."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos.harness import (
+    CHANGES,
+    STEPS,
+    Fault,
+    assert_balanced,
+    assert_died,
+    assert_same_numbers,
+    assert_same_weights,
+    report,
+    run_with,
+)
+from tests.integration.runs import merged, recipe, train
+
+TWO_RANKS: dict[str, Any] = {
+    "learner": {"backend": "deepspeed", "ranks": 2, "threads": 1, "zero": {"stage": 2}, "update_timeout_s": 30},
+    "rollout": {"stall_timeout_s": 60},
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed_ranks(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed-ranks")
+    train(recipe(folder, tiny_model, **merged(CHANGES, TWO_RANKS)), folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.chaos
+def test_a_rank_that_dies_or_hangs_in_a_collective_changes_nothing(
+    undisturbed_ranks: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A stopped rank is noticed when the update's deadline has passed: no sooner is it known from a slow one."""
+    engine = "learners.deepspeed_engine:DeepSpeedEngine"
+    faults = [
+        Fault("rank killed in a backward", "learner-1", f"{engine}.backward", call=2),
+        Fault("rank killed in a collective", "learner-0.1", f"{engine}._agree", call=2),
+        Fault("rank killed while saving", "learner-1.2", f"{engine}.save"),
+        Fault("rank stopped in a collective", "learner-1.3", f"{engine}._agree", call=1, do="stop"),
+    ]
+    path = recipe(tmp_path, tiny_model, **merged(CHANGES, TWO_RANKS))
+    ended = run_with(faults, path, tmp_path / "run", timeout_s=290)
+    assert ended.code == 0, ended.output
+    assert_died(ended, *(fault.id for fault in faults))
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed_ranks)
+    assert_same_weights(ended.run_dir, undisturbed_ranks, STEPS)
+    for fault in faults:
+        report(ended, fault.id)
