@@ -29,13 +29,15 @@ PASSED_ON = ("RAYLIGN_STACKS",)
 
 @dataclass(frozen=True, slots=True)
 class RolePlan:
-    """count processes, each with `cpus` logical CPUs, `gpus` and `threads` compute threads."""
+    """count processes, each with `cpus` logical CPUs, `gpus` and `threads` compute threads; spares: more of them that
+    are kept ready."""
 
     role: str
     count: int
     cpus: float
     gpus: float
     threads: int
+    spares: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,11 @@ class Placement:
 
     @property
     def gpus(self) -> float:
-        return sum(r.count * r.gpus for r in self.roles)
+        return sum((r.count + r.spares) * r.gpus for r in self.roles)
 
     @property
     def cpus(self) -> float:
-        return sum(r.count * r.cpus for r in self.roles)
+        return sum((r.count + r.spares) * r.cpus for r in self.roles)
 
     def role(self, name: str) -> RolePlan:
         return next(r for r in self.roles if r.role == name)
@@ -79,7 +81,7 @@ def plan(config: Config, cpus: int, gpus: float) -> Placement:
         per_worker = 1.0 - share if 0 < share < 1 and tensor_parallel == 1 else float(tensor_parallel)
         workers = config.rollout.workers
         threads = config.rollout.threads or max(1, cores // workers)
-        roles.append(RolePlan("rollout", workers, 1, per_worker if on_gpu else 0, threads))
+        roles.append(RolePlan("rollout", workers, 1, per_worker if on_gpu else 0, threads, config.recovery.spares))
         roles.append(RolePlan("scorer", config.reward.processes, 1, 0, 1))
     return Placement(tuple(roles), "cuda" if on_gpu else "cpu")
 
@@ -94,7 +96,7 @@ def process_environment(role: RolePlan, name: str) -> dict[str, str]:
 def shortage(placement: Placement, gpus: float) -> str | None:
     """Why the plan does not fit, in a sentence with the fix; None if it does."""
     if placement.device == "cuda" and placement.gpus > gpus:
-        parts = ", ".join(f"{r.count} x {r.role} at {r.gpus:g}" for r in placement.roles if r.gpus)
+        parts = ", ".join(f"{r.count + r.spares} x {r.role} at {r.gpus:g}" for r in placement.roles if r.gpus)
         return (
             f"the plan needs {placement.gpus:g} GPUs ({parts}) and there are {gpus:g}; lower learner.ranks or "
             "rollout.workers, or set learner.gpus_per_rank below 1 to share"

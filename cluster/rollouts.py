@@ -68,11 +68,12 @@ def node_requests(
 ) -> Callable[[int], None]:
     """What tells the cluster's autoscaler how many rollout workers the run is to have; 0 ends the request."""
     nodes = NodeRequests(f"{name}-{uuid.uuid4().hex[:8]}", tell=lambda text: tell("nodes", text))
-    nodes.want(bundles_of(placement, placement.role("rollout").count))
+    role = placement.role("rollout")
+    nodes.want(bundles_of(placement, role.count + role.spares))
 
     def resized(count: int) -> None:
         if count:
-            nodes.want(bundles_of(placement, count))
+            nodes.want(bundles_of(placement, count + role.spares))
         else:
             nodes.close()
 

@@ -16,6 +16,8 @@ class Recovery(Section):
 
     worker_failures: int = Field(default=20, ge=0)
     """Rollout workers that may be lost."""
+    spares: int = Field(default=0, ge=0)
+    """Rollout workers that run without work, ready to take the place of one that is lost, or to join when asked."""
     attempts: Count = 3
     """Workers on which the same prompts may fail."""
     scorer_failures: int = Field(default=20, ge=0)

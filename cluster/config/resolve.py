@@ -181,6 +181,7 @@ def recovery_limits(config: Config) -> RecoveryLimits:
         silence_s=recovery.silence_s,
         progress_s=config.rollout.stall_timeout_s,
         backoff_s=recovery.backoff_s,
+        spares=recovery.spares,
     )
 
 

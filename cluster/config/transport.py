@@ -65,3 +65,7 @@ def transport_problems(config: Config) -> Iterator[Problem]:
         )
     if config.rollout.workers > 1 or config.rollout.autoscale is not None:
         yield Problem(path, f"cuda_ipc serves the one worker beside the learner, got {config.rollout.workers} workers")
+    if config.recovery.spares:
+        yield Problem(
+            path, f"a GPU that is shared has no room for spares, got recovery.spares {config.recovery.spares}"
+        )

@@ -185,7 +185,7 @@ def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
         parts["logits"] = rollout.max_num_seqs * facts.vocabulary * 4
     parts |= _transport(config, facts, element, copies_on_device=0)
     parts["runtime"] = RUNTIME["rollout"]
-    return RoleMemory("rollout", rollout.workers, parts, facts.layers > 0)
+    return RoleMemory("rollout", rollout.workers + config.recovery.spares, parts, facts.layers > 0)
 
 
 def _transport(config: Config, policy: ModelFacts, element: int, copies_on_device: int) -> dict[str, int]:

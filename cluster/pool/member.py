@@ -1,6 +1,7 @@
 """A worker's place in the pool: its state, and which states may follow.
 
-JOINING -> HEALTHY, only by a passed probe of the current weights. HEALTHY -> DRAINING (asked to leave) -> RETIRED.
+SPARE -> JOINING, when its place is needed: its engine runs, on weights of no version. JOINING -> HEALTHY, only by a
+passed probe of the current weights. HEALTHY -> DRAINING (asked to leave) -> RETIRED.
 HEALTHY or JOINING -> SUSPECT (an answer is overdue) -> HEALTHY or DEAD. DEAD and RETIRED are ends. Left out: who
 decides (core.py).
 """
@@ -17,6 +18,7 @@ from cluster.pool.ticket import Ticket
 
 
 class MemberState(enum.Enum):
+    SPARE = "spare"
     JOINING = "joining"
     HEALTHY = "healthy"
     SUSPECT = "suspect"
@@ -27,6 +29,7 @@ class MemberState(enum.Enum):
 
 S = MemberState
 FOLLOWS: dict[MemberState, frozenset[MemberState]] = {
+    S.SPARE: frozenset({S.JOINING, S.DEAD}),
     S.JOINING: frozenset({S.HEALTHY, S.SUSPECT, S.DRAINING, S.DEAD}),
     S.HEALTHY: frozenset({S.SUSPECT, S.DRAINING, S.DEAD}),
     S.SUSPECT: frozenset({S.HEALTHY, S.DRAINING, S.DEAD}),

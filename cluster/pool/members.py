@@ -67,6 +67,8 @@ class Members:
         self._made = 0
         self._coming: list[asyncio.Task[Any]] = []
         """Replacements that wait for their time."""
+        self._ready: list[Member] = []
+        """Spares whose engines run."""
         self._identity: WorkerIdentity | None = None
         self.weights = Weights(lambda: self.healthy, self.lose, spawn, deadlines.weights_s)
 
@@ -89,13 +91,13 @@ class Members:
     # --- coming ---
 
     def add(self, count: int) -> list[asyncio.Task[None]]:
-        """Start so many workers; a task each that ends when it is healthy."""
-        return [self._spawn(self._join(self._new_member())) for _ in range(count)]
+        """Start so many workers, spares first; a task each that ends when it is healthy."""
+        return [self._spawn(self._join(self._spare() or self._new_member())) for _ in range(count)]
 
-    def _new_member(self) -> Member:
+    def _new_member(self, state: MemberState = MemberState.JOINING) -> Member:
         name = f"rollout-{self._made}"
         self._made += 1
-        member = self.by_name[name] = Member(name, self._start(name), asked_at=time.monotonic())
+        member = self.by_name[name] = Member(name, self._start(name), state, asked_at=time.monotonic())
         return member
 
     async def _join(self, member: Member) -> None:
@@ -111,7 +113,8 @@ class Members:
             raise
         if member.state is MemberState.JOINING:
             member.move(MemberState.HEALTHY)
-            engine_s, proof_s = member.engine_at - member.asked_at, time.monotonic() - member.engine_at
+            engine_s = max(0.0, member.engine_at - member.asked_at)  # a spare's engine ran already
+            proof_s = time.monotonic() - max(member.engine_at, member.asked_at)
             took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"
             self._on.tell("worker", f"{member.name} joined at version {member.version} ({took})")
             self._on.joined(member)
@@ -119,13 +122,56 @@ class Members:
 
     async def _prepare(self, member: Member) -> None:
         """From its start to the current weights, proved."""
+        if member.engine_at is None:
+            await self._start_engine(member)
+        await self.weights.bring_up_to_date(member)
+
+    async def _start_engine(self, member: Member) -> None:
         identity = await within(member.handle.start(), self._deadlines.start_s, f"starting {member.name}")
         if self._identity is None:
             self._identity = identity
         elif other := _differences(self._identity, identity):
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
         member.engine_at = time.monotonic()
-        await self.weights.bring_up_to_date(member)
+
+    # --- spares ---
+
+    def keep_spares(self) -> None:
+        """From now on as many as the limits say are kept ready."""
+        for _ in range(self._limits.spares):
+            self._spawn(self._warm(0.0))
+
+    def _spare(self) -> Member | None:
+        """One that is ready, to join now; another is started in its place."""
+        if not self._ready:
+            return None
+        member = self._ready.pop(0)
+        member.move(MemberState.JOINING)
+        member.asked_at = time.monotonic()
+        self._spawn(self._warm(self._limits.backoff_s))
+        return member
+
+    async def _warm(self, wait_s: float) -> None:
+        """Start a spare, and start another if it cannot or does not stay."""
+        await asyncio.sleep(wait_s)
+        member = self._new_member(MemberState.SPARE)
+        try:
+            await self._start_engine(member)
+            self._ready.append(member)
+            self._on.tell("worker", f"{member.name} is a spare (engine {member.engine_at - member.asked_at:.1f} s)")
+            while member in self._ready:
+                await asyncio.sleep(WATCH_EVERY_S)
+                await within(member.handle.pulse(), self._limits.silence_s, f"asking {member.name}")
+        except RunFailed as error:  # fault boundary: nobody waits for it
+            if member.state is not MemberState.SPARE:
+                return  # it has joined meanwhile, and is watched as a member
+            if member in self._ready:
+                self._ready.remove(member)
+            member.move(MemberState.DEAD)
+            self._on.tell("lost", f"the spare {member.name} is lost: {error}")
+            await member.handle.stop()
+            if (again_s := self._budget.failed(time.monotonic())) is not None:
+                await self._warm(again_s)
 
     async def _watch(self, member: Member) -> None:
         """Lose it when it answers nothing or makes nothing; let the cache's pressure set its limit."""
@@ -211,13 +257,13 @@ class Members:
                 )
             )
             return
-        self._coming.append(self._spawn(self._join_later(wait_s)))
+        self._coming.append(self._spawn(self._join_later(0.0 if self._ready else wait_s)))
 
     async def _join_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         self._coming.remove(asyncio.current_task())
         try:
-            await self._join(self._new_member())
+            await self._join(self._spare() or self._new_member())
         except RunFailed as error:  # fault boundary: it was told, and counts as one more that was lost
             self._replace(str(error))
 

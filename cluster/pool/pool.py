@@ -164,6 +164,7 @@ class RolloutPool:
             await asyncio.gather(*self._starting)
 
         self._ask(joined(), "starting the rollout workers", self._deadlines.start_s)
+        self._soon(self._members.keep_spares)
 
     def calibrated(self, probe: Ref, judge: Judge) -> None:
         """What a joiner's log-probs of the recorded samples are judged by."""

@@ -16,13 +16,14 @@ LONGEST_S = 60.0
 class RecoveryLimits:
     """failures: workers that may be lost in a run. attempts: workers that the same prompts may fail on. silence_s: how
     long a worker may answer nothing. progress_s: how long it may hold work without making a token. backoff_s: before
-    the first replacement."""
+    the first replacement. spares: workers that are kept ready to take the place of one."""
 
     failures: int = 20
     attempts: int = 3
     silence_s: float = 30.0
     progress_s: float = 120.0
     backoff_s: float = 1.0
+    spares: int = 0
 
 
 class FailureBudget:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.harness import (
     CHANGES,
     STEPS,
@@ -15,7 +17,7 @@ from tests.chaos.harness import (
     report,
     run_with,
 )
-from tests.integration.runs import recipe
+from tests.integration.runs import merged, recipe
 
 
 def test_workers_that_die_or_hang_in_every_phase_change_nothing(
@@ -36,3 +38,18 @@ def test_workers_that_die_or_hang_in_every_phase_change_nothing(
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     for fault in faults:
         report(ended, fault.id, recovered="worker")
+
+
+@pytest.mark.chaos
+def test_a_spare_takes_the_place_of_a_worker_that_died(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    changes = merged(CHANGES, {"recovery": {"spares": 1}})
+    fault = Fault("worker killed, a spare ready", "rollout-0", "actors.rollout:RolloutWorker.admit", call=4)
+    ended = run_with([fault], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    assert_died(ended, fault.id)
+    joined = [event["text"] for event in ended.after(fault.id, "worker") if "joined" in event["text"]]
+    assert joined[0].startswith("rollout-1 joined at version 4 (engine 0.0 s")
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed)
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+    report(ended, fault.id, recovered="worker")

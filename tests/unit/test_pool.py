@@ -345,6 +345,31 @@ def test_a_worker_that_dies_while_generating_is_replaced_and_its_work_made_again
     assert one.made["rollout-0"].stopped
 
 
+def test_a_spare_takes_the_place_of_one_that_died_and_another_is_kept_ready(bench):
+    one = bench(1, limits=replace(LIMITS, spares=1)).adopt()
+    one.until(lambda: any("rollout-1 is a spare" in text for text in one.told))
+    assert one.states()["rollout-1"] == ("spare", None) and len(one.pool) == 1
+    one.publish(1)
+    assert one.made["rollout-1"].engine.loaded_names == [], "a spare holds no version"
+    one.prepare = lambda worker: worker.may_start.clear()
+    one.made["rollout-0"].lost = True
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
+    assert one.states()["rollout-1"] == ("healthy", 1)
+    one.until(lambda: one.states().get("rollout-2") == ("spare", None))
+    assert len(one.pool) == 1
+
+
+def test_a_spare_joins_when_one_more_is_asked_for_and_one_that_dies_is_replaced(bench):
+    one = bench(1, limits=replace(LIMITS, spares=1)).adopt()
+    one.until(lambda: any("rollout-1 is a spare" in text for text in one.told))
+    one.made["rollout-1"].lost = True
+    one.until(lambda: any("rollout-2 is a spare" in text for text in one.told))
+    assert "the spare rollout-1 is lost: asking rollout-1: the worker died (killed)" in one.told
+    one.pool.scale(2)
+    one.until(lambda: one.states()["rollout-2"] == ("healthy", 0))
+    one.until(lambda: any("rollout-3 is a spare" in text for text in one.told))
+
+
 def test_one_that_answers_nothing_is_ended_and_replaced(bench):
     one = bench(1, limits=replace(LIMITS, silence_s=0.2)).adopt()
     one.made["rollout-0"].frozen.set()
