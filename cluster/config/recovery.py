@@ -27,7 +27,7 @@ class Recovery(Section):
     driver_failures: int = Field(default=5, ge=0)
     """Times that the driver may be started again."""
     backoff_s: Seconds = 1.0
-    """Before the first replacement; doubled by each that follows within five minutes."""
+    """Before a replacement is started; twice as long after each that failed too within five minutes."""
     watchdog_s: Seconds | None = None
     """A run that does not move for so long is stuck: every process writes its stacks and the driver is started again;
     default: half as long again as the longest of the deadlines of a phase."""

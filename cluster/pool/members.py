@@ -245,10 +245,10 @@ class Members:
         self._on.tell("lost", f"{member.name} is lost: {why}{again}")
         self._spawn(member.handle.stop())
         if not member.leaving:
-            self._replace(why)
+            self._replace(why, alone=True)
 
-    def _replace(self, why: str) -> None:
-        wait_s = self._budget.failed(time.monotonic())
+    def _replace(self, why: str, alone: bool = False) -> None:
+        wait_s = self._budget.failed(time.monotonic(), alone)
         if wait_s is None:
             self._on.over(
                 RunFailed(

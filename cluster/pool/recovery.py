@@ -36,12 +36,15 @@ class FailureBudget:
         self._recent: list[float] = []
         self.spent = 0
 
-    def failed(self, now: float) -> float | None:
-        """Seconds to wait before trying again; None if that was one failure too many."""
+    def failed(self, now: float, alone: bool = False) -> float | None:
+        """Seconds to wait before trying again; None if that was one failure too many. alone: of something that worked
+        until now, which is no reason to wait longer than the first time."""
         self.spent += 1
-        self._recent = [at for at in self._recent if now - at < self._calm_s] + [now]
         if self.spent > self._limit:
             return None
+        if alone:
+            return min(self._backoff_s, LONGEST_S)
+        self._recent = [at for at in self._recent if now - at < self._calm_s] + [now]
         return min(self._backoff_s * 2 ** (len(self._recent) - 1), LONGEST_S)
 
 

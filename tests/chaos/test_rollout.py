@@ -44,7 +44,8 @@ def test_workers_that_die_or_hang_in_every_phase_change_nothing(
 def test_a_spare_takes_the_place_of_a_worker_that_died(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
     changes = merged(CHANGES, {"recovery": {"spares": 1}})
     fault = Fault("worker killed, a spare ready", "rollout-0", "actors.rollout:RolloutWorker.admit", call=4)
-    ended = run_with([fault], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
+    pause = Fault("until it is", "driver", "cluster.scoring:Scoring.settle", call=3, do="sleep", seconds=25.0)
+    ended = run_with([fault, pause], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
     assert ended.code == 0, ended.output
     assert_died(ended, fault.id)
     joined = [event["text"] for event in ended.after(fault.id, "worker") if "joined" in event["text"]]

@@ -14,6 +14,13 @@ def test_each_failure_waits_twice_as_long_as_the_one_before_until_it_was_calm_ag
     assert budget.spent == 4
 
 
+def test_what_worked_until_it_failed_waits_no_longer_however_many_others_did():
+    budget = FailureBudget(limit=10, backoff_s=1.0)
+    assert [budget.failed(0.0, alone=True) for _ in range(5)] == [1.0] * 5
+    assert budget.failed(1.0) == 1.0 and budget.failed(1.0) == 2.0
+    assert budget.spent == 7
+
+
 def test_no_wait_is_longer_than_a_minute():
     budget = FailureBudget(limit=100, backoff_s=1.0)
     assert [budget.failed(float(at)) for at in range(10)][-1] == 60.0
