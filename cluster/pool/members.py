@@ -113,6 +113,7 @@ class Members:
             raise
         if member.state is MemberState.JOINING:
             member.move(MemberState.HEALTHY)
+            self._budget.succeeded()
             engine_s = max(0.0, member.engine_at - member.asked_at)  # a spare's engine ran already
             proof_s = time.monotonic() - max(member.engine_at, member.asked_at)
             took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"

@@ -47,6 +47,10 @@ class FailureBudget:
         self._recent = [at for at in self._recent if now - at < self._calm_s] + [now]
         return min(self._backoff_s * 2 ** (len(self._recent) - 1), LONGEST_S)
 
+    def succeeded(self) -> None:
+        """What was tried again works: the next failure is a first one."""
+        self._recent.clear()
+
 
 class Progress:
     """Whether one worker gets on: it holds nothing, or makes tokens, or may not make any for now."""

@@ -21,6 +21,13 @@ def test_what_worked_until_it_failed_waits_no_longer_however_many_others_did():
     assert budget.spent == 7
 
 
+def test_a_success_begins_the_waits_anew_but_gives_nothing_back():
+    budget = FailureBudget(limit=3, backoff_s=1.0)
+    assert [budget.failed(0.0), budget.failed(0.0)] == [1.0, 2.0]
+    budget.succeeded()
+    assert [budget.failed(0.0), budget.failed(0.0)] == [1.0, None]
+
+
 def test_no_wait_is_longer_than_a_minute():
     budget = FailureBudget(limit=100, backoff_s=1.0)
     assert [budget.failed(float(at)) for at in range(10)][-1] == 60.0
