@@ -70,8 +70,11 @@ def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
     assert ended.code == 0, ended.output
     (stuck,) = ended.after(fault.id, "stuck")
     assert "in score" in stuck["text"] and stuck["silent"] == []
-    stacks = {file.name.rpartition("-")[0]: file.read_text() for file in (ended.run_dir / "logs/stacks").iterdir()}
-    assert "settle" in stacks["driver"] and {"driver", "learner-0", "rollout-0", "scorer-0"} <= stacks.keys()
+    written = {file.name.rpartition("-")[0]: "" for file in (ended.run_dir / "logs/stacks").iterdir()}
+    for file in (ended.run_dir / "logs/stacks").iterdir():
+        written[file.name.rpartition("-")[0]] += file.read_text()
+    assert all(written[role] for role in ("driver", "learner-0", "rollout-0", "scorer-0"))
+    assert "in settle" in written["driver"], "where it hangs"
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     report(ended, fault.id, detected="stuck", recovered="start")
 
