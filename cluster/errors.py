@@ -13,5 +13,9 @@ class NoAnswer(RunFailed):
     """A worker died, or did not answer in time."""
 
 
-class LearnerLost(NoAnswer):
+class StepLost(RunFailed):
+    """What the running step was made of is gone; it can be done again from the last commit."""
+
+
+class LearnerLost(NoAnswer, StepLost):
     """A rank of the learner group is gone or stuck: the group must be built again."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from cluster.errors import LearnerLost, RunFailed
+from cluster.errors import RunFailed, StepLost
 from cluster.job import Job
 from cluster.pool.recovery import FailureBudget
 from cluster.run import checkpoint
@@ -45,14 +45,14 @@ def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], Metr
                 _go_back(job, open_metrics)
             loop.train(job)
             return
-        except LearnerLost as error:
+        except StepLost as error:
             lost, wait_s = True, budget.failed(time.monotonic())
             if wait_s is None:
                 raise RunFailed(
-                    f"the learner was lost {budget.spent} times, more than recovery.learner_failures "
+                    f"a step was lost {budget.spent} times, more than recovery.learner_failures "
                     f"({limits.learner_failures}); the last: {error}"
                 ) from error
-            job.events.write("lost", f"the learner is lost: {error}", reached=job.state.step)
+            job.events.write("lost", f"the step is lost: {error}", reached=job.state.step)
             time.sleep(wait_s)
 
 
@@ -66,9 +66,9 @@ def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> 
     job.metrics.close()
     job.metrics = open_metrics(commit)
     to = max(0, step_of(commit))
-    job.console.event(f"the learner is lost; building it again from step {to}, what came after is repeated")
+    job.console.event(f"the step is lost; building the learner again from step {to}, what came after is repeated")
     job.rebuild(commit)
     job.begin_row()
     job.stop_reason = None
     took = time.monotonic() - began
-    job.events.write("recovered", f"the learner goes on from step {to} after {took:.1f} s", seconds=round(took, 2))
+    job.events.write("recovered", f"the run goes on from step {to} after {took:.1f} s", seconds=round(took, 2))

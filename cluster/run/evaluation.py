@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cluster.errors import RunFailed
 from cluster.run.metrics import Interval
 
 LEVEL = 0.95
@@ -23,7 +24,7 @@ def mean_interval(scores: Sequence[float]) -> Interval:
 
     known = [float(s) for s in scores if not math.isnan(s)]
     if not known:
-        raise ValueError("no held-out prompt has a score; see the reward's errors in events.jsonl")
+        raise RunFailed("no held-out prompt has a score; see the reward's errors in events.jsonl")
     mean = math.fsum(known) / len(known)
     if all(s in (0.0, 1.0) for s in known):
         bounds = stats.binomtest(int(sum(known)), len(known)).proportion_ci(LEVEL, method="wilson")

@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from cluster.columns import Ref
-from cluster.errors import NoAnswer, RunFailed
+from cluster.errors import NoAnswer, RunFailed, StepLost
 from cluster.placement import RolePlan, process_environment
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
-    """Wait for results; RunFailed naming `what`: NoAnswer when a worker died or the time is up."""
+    """Wait for results; RunFailed naming `what`: NoAnswer when a worker died or the time is up,
+    StepLost when a value is gone with its node."""
     try:
         return ray.get(refs, timeout=timeout_s)
     except GetTimeoutError as error:
         raise NoAnswer(f"{what}: no answer within {timeout_s:g} s") from error
     except RayActorError as error:
         raise NoAnswer(f"{what}: the worker died ({first_line(error)})") from error
+    except ObjectLostError as error:
+        raise StepLost(f"{what}: samples or scores were lost with their node ({first_line(error)})") from error
     except RayTaskError as error:
         raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -107,3 +107,5 @@ async def _answer(ref: Ref) -> Any:
         if isinstance(error.cause, RolloutStalled):
             raise WorkerLost(str(error.cause)) from error
         raise WorkerError(f"{type(error.cause).__name__}: {error.cause}") from error
+    except RayError as error:  # what it was given is gone
+        raise WorkerError(first_line(error)) from error
