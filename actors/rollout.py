@@ -30,7 +30,11 @@ class WrongVersion(RuntimeError):
     """The worker serves another policy version than the caller counts on, or none."""
 
 
-class RolloutStalled(RuntimeError):
+class EngineFailed(RuntimeError):
+    """A decode step raised: the engine cannot be counted on any more."""
+
+
+class RolloutStalled(EngineFailed):
     """No sequence gained a token within the deadline."""
 
 

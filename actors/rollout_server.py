@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actors.generation import Generation, RolloutStats
-from actors.rollout import RolloutWorker
+from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
 from actors.spans import SpanLog
 from actors.types import Prompt, SampleBatch, SamplingSettings
 
@@ -153,6 +153,8 @@ class RolloutServer:
             done = worker.pump()
         except Exception as error:  # fault boundary: what fails is every generation that the step was to advance
             failed, self._open = self._open, {}
+            if not isinstance(error, EngineFailed | WrongVersion):
+                error = EngineFailed(f"{type(error).__name__}: {error}")
             for _, answer in failed.values():
                 answer.set_exception(error)
             return

@@ -11,7 +11,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 import typer
 
-from cluster.errors import RunFailed, UserError
+from cluster.errors import RunFailed, StepLost, UserError
+from cluster.supervisor import AGAIN
 
 GROUP = "raylign.commands"
 
@@ -42,6 +43,9 @@ def main() -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except StepLost as error:
+        print(error, file=sys.stderr)
+        sys.exit(AGAIN)
     except RunFailed as error:
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from dataclasses import dataclass, field
 
 import ray
@@ -17,6 +19,14 @@ class Cluster:
     started_here: bool = field(init=False, default=False)
 
     def __enter__(self) -> Cluster:
+        here = threading.current_thread() is threading.main_thread()
+        asked = signal.getsignal(signal.SIGTERM) if here else None
+        self._connect()
+        if here and asked is not None:
+            signal.signal(signal.SIGTERM, asked)  # Ray puts its own handler in the place of ours
+        return self
+
+    def _connect(self) -> None:
         # Ray announces its own token authentication at every start; a local cluster's user can do nothing about it.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         if self.address == "local":
@@ -31,7 +41,6 @@ class Cluster:
             self.started_here = True
         else:
             ray.init(address=self.address, log_to_driver=False, logging_level="warning")
-        return self
 
     def resources(self) -> tuple[int, float]:
         """(CPUs, GPUs) of the whole cluster."""

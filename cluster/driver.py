@@ -23,7 +23,7 @@ from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s
 from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster
-from cluster.errors import RunFailed, UserError
+from cluster.errors import RunFailed, StepLost, UserError
 from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
@@ -119,6 +119,9 @@ def _told(directory: RunDirectory, events: EventsWriter, console: Console, again
     """How the block failed stands in the run directory, and what resumes the run in the error."""
     try:
         yield
+    except StepLost as error:  # outside of the steps: who runs this process starts it again
+        events.write("lost", str(error))
+        raise
     except RunFailed as error:
         events.write("failed", str(error))
         (directory.logs / "failure.txt").write_text(traceback.format_exc())

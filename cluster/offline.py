@@ -100,6 +100,7 @@ class OfflineJob(Job):
         self.console.phase("evaluating")
         size = self.config.rows_per_step
         for begin in range(0, len(self.heldout), size):
+            self.heard("evaluating")
             yield [(row, row.id) for row in self.heldout.rows[begin : begin + size]]
 
     def settle(self, step: int, scores: dict[str, list[float]]) -> None:

@@ -219,6 +219,7 @@ class OnlineJob(Job):
         if not self.heldout:
             return
         self.console.phase("evaluating")
+        self.heard("evaluating")
         sampling = resolve.evaluation_settings(self.config)
         found = heldout_scores(self.rollouts, self.scorers, self.heldout, sampling, self.publisher.version.number)
         if self.note_evaluation(step, found) and step > 0 and self.config.checkpoint.export:

@@ -18,7 +18,7 @@ import numpy as np
 from actors.probe import Mismatch, mismatch
 from actors.types import PolicyVersion, WeightSummary
 from cluster.columns import Ref
-from cluster.errors import RunFailed
+from cluster.errors import RunFailed, StepLost
 from cluster.pool.pool import RolloutPool
 from cluster.workers import LearnerGroup
 
@@ -89,7 +89,7 @@ class Publisher:
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
         learner = self._learner.wait(shares, "scoring the recorded samples")
         sending = time.monotonic()
-        buckets, summary = self._send_again(number)
+        buckets, summary = self._send(number)
         version = PolicyVersion(number, summary.digest)
         self._pool.finish_publish(version)
         loaded = time.monotonic()
@@ -107,15 +107,6 @@ class Publisher:
         worst = max((mismatch(engines[name], learner).mean for name in engines.keys() - wrong.keys()), default=None)
         return Published(version, time.monotonic() - start, loaded - sending, summary.nbytes, len(engines), worst)
 
-    def _send_again(self, number: int) -> tuple[list[Ref], WeightSummary]:
-        """As long as it fails because a worker died among those that wait for each other: once more without it."""
-        while True:
-            try:
-                return self._send(number)
-            except RunFailed:
-                if not self._pool.lose_failed():
-                    raise
-
     def _send(self, number: int) -> tuple[list[Ref], WeightSummary]:
         """Every bucket to every worker of this publish, by the run's transport."""
         members, linked = self._pool.begin_publish(number)
@@ -126,7 +117,12 @@ class Publisher:
         watch = self._pool.watch_publish if linked else self._pool.lose_failed
         try:
             return self._learner.weights(self._bucket_bytes, self._timeout_s, self._pool.receive, self._parcels, watch)
+        except StepLost:
+            raise
         except RunFailed as error:
+            if linked and self._pool.lose_failed():
+                # Ranks may be anywhere in the gather: nothing can be sent to those that are left.
+                raise StepLost(f"{error}: an engine died in a group that all wait in") from error
             if linked:
                 self._pool.watch_publish()  # an engine's own failure tells more than that the learner waited for it
                 if lagging := self._pool.unanswered():

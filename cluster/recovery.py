@@ -26,6 +26,7 @@ def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and what is wrong with newer ones; the run's records are cut back to it (to
     nothing when there is none)."""
     found, damaged = checkpoint.latest_whole(directory.checkpoints)
+    checkpoint.set_aside_after(directory.checkpoints, found)
     directory.truncate_after(step_of(found))
     return found, damaged
 
@@ -58,6 +59,7 @@ def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], Metr
 
 def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
     began = time.monotonic()
+    job.heard("going back to the last commit")
     job.commits.drop()
     with job.events.closed():
         commit, damaged = last_commit(job.directory)

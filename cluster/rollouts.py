@@ -59,6 +59,7 @@ def start_pool(
         deadlines=Deadlines(config.ray.start_timeout_s, rollout.timeout_s, config.weights.timeout_s),
         limits=resolve.recovery_limits(config),
         tell=tell,
+        takes_along=spec.transport != "sparse_delta",
         **room,
     )
 

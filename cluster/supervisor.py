@@ -23,6 +23,8 @@ from cluster.pool.recovery import FailureBudget
 DRIVER = "RAYLIGN_DRIVER"
 """In the environment of a driver: the process that runs it."""
 PR_SET_PDEATHSIG = 1
+AGAIN = 75
+"""Exit code of a driver that lost a worker where it could not repeat the step itself (EX_TEMPFAIL)."""
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Deaths by these were wished for."""
 
@@ -48,10 +50,12 @@ def supervise(
     budget: FailureBudget | None = None
     command = list(arguments)
     while True:
-        code = _run(command)
-        if code >= 0 or -code in ASKED:
+        code, asked = _run(command)
+        if asked and code < 0:
+            return 128 + asked
+        if (code >= 0 and code != AGAIN) or -code in ASKED:
             return code if code >= 0 else 128 - code
-        name = signal.Signals(-code).name
+        name = "a failure at its start or end" if code == AGAIN else signal.Signals(-code).name
         if (run_dir := begun()) is None:
             print(f"the driver was ended by {name} before the run began; start it again", file=sys.stderr)
             return 1
@@ -75,18 +79,21 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
     return [*arguments, *([] if "--resume" in arguments else ["--resume"])]
 
 
-def _run(arguments: Sequence[str]) -> int:
-    """Minus the number of the signal that ended the driver, or its exit code."""
+def _run(arguments: Sequence[str]) -> tuple[int, int]:
+    """(minus the signal that ended the driver, or its exit code; the signal that asked it to end, or 0)."""
+    asked = 0
     environment = {**os.environ, DRIVER: str(os.getpid())}
     # In a group of its own: a terminal's Ctrl-C would otherwise reach it twice, and the second would cut its end short.
     driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", *arguments], env=environment, process_group=0)
 
     def forward(number: int, _: object) -> None:
+        nonlocal asked
+        asked = number
         driver.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in ASKED}
     try:
-        return driver.wait()
+        return driver.wait(), asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -109,6 +109,7 @@ class Core:
             end.cancel()
         self._ends.clear()
         await self.hold()
+        self.weights.unlink()
         self.dispatcher.clear()
         self._held = False
 
@@ -136,6 +137,8 @@ class Core:
             self.members.lose(member, f"it died while generating ({error})")
         except WorkerError as error:  # fault boundary: its prompts', maybe
             failure = str(error)
+        except Exception as error:  # fault boundary: of a kind that nobody foresaw, and who waits must hear of it
+            failure = f"{type(error).__name__}: {error}"
         finally:
             member.work.pop(ticket.number, None)
             self.dispatcher.done(member.name, ticket)
@@ -161,11 +164,13 @@ class Core:
             lost.cancel()
 
     def _try_again(self, member: Member, ticket: Ticket, failure: str) -> None:
-        """Others make it again, from what there was when it was given out."""
+        """Others make it again."""
         left = member.state is not MemberState.HEALTHY and member.leaving
         tries = ticket.tries if left else ticket.tries + 1
         if tries < self._limits.attempts:
-            self.dispatcher.offer(replace(ticket, tries=tries, prefer=None), first=True)
+            # From its prompts again: what was carried may be what is lost.
+            again = replace(ticket, tries=tries, prefer=None, avoid=member.name, carried=None, carried_tokens=0)
+            self.dispatcher.offer(again, first=True)
         elif (end := self._ends.pop(ticket.number, None)) is not None and not end.done():
             again = f" (tried {tries} times, recovery.attempts)" if tries > 1 else ""
             end.set_exception(RunFailed(f"generating on {member.name}: {failure}{again}"))

@@ -111,14 +111,23 @@ class Dispatcher:
         preferred = self._loads.get(ticket.prefer) if ticket.prefer else None
         if preferred is not None and preferred.has_room(ticket):
             return ticket.prefer
-        while self._heap:
-            _, stamp, member = heapq.heappop(self._heap)
+        avoided: tuple[int, int, str] | None = None
+        chosen: str | None = None
+        while self._heap and chosen is None:
+            entry = heapq.heappop(self._heap)
+            _, stamp, member = entry
             load = self._loads.get(member)
             # A member without room comes back when its load changes: looking at all full ones each time would make the
             # driver's cost grow with the pool.
-            if load is not None and load.stamp == stamp and load.has_room(ticket):
-                return member
-        return None
+            if load is None or load.stamp != stamp or not load.has_room(ticket):
+                continue
+            if member == ticket.avoid and len(self._loads) > 1 and avoided is None:
+                avoided = entry
+            else:
+                chosen = member
+        if avoided is not None:
+            heapq.heappush(self._heap, avoided)
+        return chosen
 
     def _push(self, member: str) -> None:
         """Its present load is the one that counts; entries of earlier loads are stale and swept now and then."""

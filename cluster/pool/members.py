@@ -211,7 +211,12 @@ class Members:
         return [self._spawn(self._leave(member)) for member in going]
 
     async def _leave(self, member: Member) -> None:
-        await within(self.weights.may_leave(), self._deadlines.weights_s, f"letting {member.name} leave")
+        try:
+            await within(self.weights.may_leave(), self._deadlines.weights_s, f"letting {member.name} leave")
+        except RunFailed as error:  # fault boundary: a publish that does not end has its own deadlines
+            member.leaving = False
+            self._on.tell("worker", f"{member.name} stays: {error}")
+            return
         if member.gone:
             return  # it was lost meanwhile
         was = member.state
@@ -237,10 +242,11 @@ class Members:
 
     def lose(self, member: Member, why: str) -> None:
         """End a member that failed, and replace it. One that is gone or leaves anyway stays as it is."""
-        if member.state is not MemberState.HEALTHY:
+        if member.state not in (MemberState.HEALTHY, MemberState.JOINING):
             return
         member.move(MemberState.DEAD)
         member.lost.set()
+        self.weights.forget(member)
         handed = self._on.lost(member)
         again = f"; {len(handed)} tickets begin again" if handed else ""
         self._on.tell("lost", f"{member.name} is lost: {why}{again}")
@@ -250,15 +256,17 @@ class Members:
 
     def _replace(self, why: str, alone: bool = False) -> None:
         wait_s = self._budget.failed(time.monotonic(), alone)
-        if wait_s is None:
+        if wait_s is None and (left := len(self.staying) + len(self._coming)):
+            self._on.tell("worker", f"no more replacements (recovery.worker_failures); the run goes on with {left}")
+        elif wait_s is None:
             self._on.over(
                 RunFailed(
                     f"{self._budget.spent} rollout workers were lost, more than recovery.worker_failures "
                     f"({self._limits.failures}); the last: {why}"
                 )
             )
-            return
-        self._coming.append(self._spawn(self._join_later(0.0 if self._ready else wait_s)))
+        else:
+            self._coming.append(self._spawn(self._join_later(0.0 if self._ready else wait_s)))
 
     async def _join_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)

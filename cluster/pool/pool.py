@@ -32,7 +32,7 @@ class RolloutPool:
     """start: makes the handle of a new worker. put: a reference of what workers are to fetch. sequences: that an engine
     runs at once. tell: hears (kind, text) of what happens to workers, on the pool's thread. refuse: why the cluster has
     no room for so many more, or None; asked when the pool is scaled. resized: hears how many workers there are to be
-    from then on, and 0 at the end."""
+    from then on, and 0 at the end. takes_along: whether a joiner that a publish overtook may take the next."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class RolloutPool:
         tell: Callable[[str, str], None] = lambda kind, text: None,
         refuse: Callable[[int], str | None] = lambda more: None,
         resized: Callable[[int], None] = lambda count: None,
+        takes_along: bool = True,
     ) -> None:
         self._put = put
         self._resized = resized
@@ -64,6 +65,7 @@ class RolloutPool:
             left=resized,
         )
         self._members = self._core.members
+        self._core.weights.takes_along = takes_along
         self._starting = self._soon(lambda: self._members.add(count))
         self._closed = False
 

@@ -18,7 +18,8 @@ class Ticket:
     """number: unique in a pool, in order of admission. prompts: reference of a list of Prompts, `groups` theirs.
     version: the only one that may serve it, None for any. recorded: how many samples are wanted apart at least, for a
     probe. carried: reference of the SampleBatch that earlier workers made of it. prefer: the worker that has its prompt
-    in its cache, or that a fixed assignment names. tries: workers it has failed on."""
+    in its cache, or that a fixed assignment names. tries: workers it has failed on;
+    avoid: the last of them, which gets it again only if there is no other."""
 
     number: int
     prompts: Ref
@@ -30,6 +31,7 @@ class Ticket:
     carried_tokens: int = 0
     prefer: str | None = None
     tries: int = 0
+    avoid: str | None = None
 
     @property
     def sequences(self) -> int:

@@ -57,8 +57,10 @@ class Weights:
         """Set while no publish is under way and there is a version to serve."""
         self._publishing: list[tuple[Member, list[asyncio.Task[Any]]]] = []
         self._overtaken: dict[str, tuple[Member, asyncio.Future[None]]] = {}
-        self._along: list[asyncio.Future[None]] = []
-        """Joiners that the publish under way took along: who waits for their admission."""
+        self._along: dict[str, tuple[Member, asyncio.Future[None]]] = {}
+        """Joiners that the publish under way took along, and who waits for their admission."""
+        self.takes_along = True
+        """Not where what is published is a change to the version before, which an overtaken joiner does not hold."""
         self._linked: tuple[str, ...] = ()
         """Members of the group that weights come through, where they do not come through the object store."""
 
@@ -122,10 +124,11 @@ class Weights:
         """Start the next version on every healthy member; from here to `admit` they hold none. (who they are, whether
         they are linked to each other already)."""
         self._settled.clear()
-        overtaken, self._overtaken = self._overtaken, {}
-        along = [(m, admitted) for m, admitted in overtaken.values() if m.state is MemberState.JOINING]
-        self._along = [admitted for _, admitted in along]
-        members = [*self._healthy(), *(member for member, _ in along)]
+        if self.takes_along:
+            self._along |= self._overtaken  # those of a publish that is begun again too
+            self._overtaken = {}
+        self._along = {name: each for name, each in self._along.items() if each[0].state is MemberState.JOINING}
+        members = [*self._healthy(), *(member for member, _ in self._along.values())]
         self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in members]
         names = tuple(member.name for member, _ in self._publishing)
         return names, names == self._linked
@@ -196,9 +199,21 @@ class Weights:
         await self._each(admit, f"admitting version {current.version.number}")
         self._publishing = []
         self._current = current
-        for admitted in self._along:
-            admitted.set_result(None)
+        for member, admitted in self._along.values():
+            if not admitted.done() and not member.gone:
+                admitted.set_result(None)
+        self._along = {}
         self._settled.set()
+
+    def forget(self, member: Member) -> None:
+        """It is lost: who waits for its admission hears so."""
+        _, admitted = self._along.pop(member.name, (member, None))
+        if admitted is not None and not admitted.done():
+            admitted.set_exception(WorkerLost("it was given up"))
+
+    def unlink(self) -> None:
+        """The group that weights came through is gone."""
+        self._linked = ()
 
     def _members(self) -> list[Member]:
         """Of the publish under way, those that are left."""

@@ -91,6 +91,16 @@ def latest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
+def set_aside_after(directory: Path, whole: Path | None) -> None:
+    """Rename the damaged checkpoints that are newer: pruning would count them, and keep them for the whole one."""
+    last = -1 if whole is None else int(NAME.fullmatch(whole.name)[1])
+    for step in steps(directory):
+        if step > last:
+            aside = directory / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(directory / f"step-{step}", aside)
+
+
 def prune(directory: Path, keep_last: int, keep: set[int]) -> None:
     """Remove all checkpoints but the last `keep_last` and those of the steps in `keep`."""
     have = steps(directory)

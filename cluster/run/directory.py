@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -163,6 +164,9 @@ class RunDirectory:
                 self.samples_file(number).unlink()
         if self.samples.is_dir():
             fsync_directory(self.samples)
+        for policy in self.policies.glob("step-*"):
+            if int(policy.name.rpartition("-")[2]) > step:  # of a history that does not count
+                shutil.rmtree(policy)
         self.report_file.unlink(missing_ok=True)
 
     def push(self, only: Path | None = None) -> None:
@@ -200,6 +204,8 @@ class RunDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                return
+            if self.lock_file.stat().st_size:  # its driver was killed before it could push
                 return
             for file in [file for file in self.root.rglob("*") if file.is_file()]:
                 if _relative(file, self.root) not in {*names, self.lock_file.name}:

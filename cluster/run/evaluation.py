@@ -19,7 +19,7 @@ LEVEL = 0.95
 
 
 def mean_interval(scores: Sequence[float]) -> Interval:
-    """Mean with its 95 % interval. NaN scores (no score) are left out; ValueError when none is left."""
+    """Mean with its 95 % interval. NaN scores (no score) are left out; RunFailed when none is left."""
     from scipy import stats
 
     known = [float(s) for s in scores if not math.isnan(s)]
@@ -34,7 +34,7 @@ def mean_interval(scores: Sequence[float]) -> Interval:
 
 def difference_interval(after: Sequence[float], before: Sequence[float]) -> Interval:
     """Mean of after - before over the same prompts, with the paired 95 % interval; pairs lacking a score are out.
-    ValueError when none is left."""
+    RunFailed when none is left."""
     gains = [float(a) - float(b) for a, b in zip(after, before, strict=True)]
     known = [gain for gain in gains if not math.isnan(gain)]
     if not known:

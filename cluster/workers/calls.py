@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from cluster.columns import Ref
 from cluster.errors import NoAnswer, RunFailed, StepLost
@@ -30,6 +30,8 @@ def get(refs: Any, timeout_s: float, what: str) -> Any:
         raise StepLost(f"{what}: samples or scores were lost with their node ({first_line(error)})") from error
     except RayTaskError as error:
         raise RunFailed(f"{what}: {type(error.cause).__name__}: {error.cause}") from error
+    except RayError as error:  # ended by Ray for its memory, never placed, ...
+        raise NoAnswer(f"{what}: {first_line(error)}") from error
 
 
 def put(value: Any) -> Ref:

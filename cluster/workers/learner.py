@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from actors.transports.interface import Link
 from actors.types import WeightSummary
 from cluster.columns import Ref, StepColumns
-from cluster.errors import LearnerLost, NoAnswer, RunFailed
+from cluster.errors import LearnerLost, NoAnswer, RunFailed, StepLost
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.calls import first_line, get, options, stop
 from learners.method import UpdateResult, assemble
 
 WATCH_EVERY_S = 1.0
-DEATH_KNOWN_S = 10.0
-"""Until Ray knows that a process is gone."""
+DEATH_KNOWN_S = 60.0
+"""Until Ray knows at the latest that a process, or a node, is gone."""
 
 
 class LearnerGroup:
@@ -180,24 +180,26 @@ class LearnerGroup:
             return get(refs, timeout_s, what)
         except NoAnswer as error:
             raise LearnerLost(str(error)) from error
+        except StepLost:
+            raise
         except RunFailed:
             # A rank whose peer died fails in its own words, often before the death is known.
-            if isinstance(refs, list) and (died := _death_among(refs)) is not None:
-                raise LearnerLost(f"{what}: {died}") from None
+            if len(self._ranks) > 1 and (lost := self._lost_rank()) is not None:
+                raise LearnerLost(f"{what}: {lost}") from None
             raise
 
-
-def _death_among(refs: Sequence[Ref]) -> str | None:
-    """How one of these calls ended, if it ended with its worker's death."""
-    ray.wait(list(refs), num_returns=len(refs), timeout=DEATH_KNOWN_S)
-    for ref in refs:
-        try:
-            ray.get(ref, timeout=0)
-        except RayActorError as error:
-            return f"the worker died ({first_line(error)})"
-        except (RayTaskError, GetTimeoutError):  # its own words, or none yet
-            continue
-    return None
+    def _lost_rank(self) -> str | None:
+        """How a rank was lost, if one was; each is asked, and one that waits for a peer for ever is lost too."""
+        answers = [rank.__ray_ready__.remote() for rank in self._ranks]
+        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=DEATH_KNOWN_S)
+        for rank, answer in enumerate(answers):
+            if answer not in ready:
+                return f"rank {rank} gave no answer within {DEATH_KNOWN_S:g} s"
+            try:
+                ray.get(answer)
+            except RayError as error:
+                return f"rank {rank} died ({first_line(error)})"
+        return None
 
 
 def _drain(stream: Any, timeout_s: float, watch: Callable[[], None]) -> Iterator[Ref]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.generation import RolloutStats
-from actors.rollout import RolloutStalled
+from actors.rollout import EngineFailed
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref
@@ -104,8 +104,10 @@ async def _answer(ref: Ref) -> Any:
     except RayActorError as error:
         raise WorkerLost(first_line(error)) from error
     except RayTaskError as error:
-        if isinstance(error.cause, RolloutStalled):
+        if isinstance(error.cause, EngineFailed):
             raise WorkerLost(str(error.cause)) from error
         raise WorkerError(f"{type(error.cause).__name__}: {error.cause}") from error
-    except RayError as error:  # what it was given is gone
+    except ObjectLostError as error:  # what it was given
         raise WorkerError(first_line(error)) from error
+    except RayError as error:  # ended by Ray for its memory, never placed, ...
+        raise WorkerLost(first_line(error)) from error

@@ -1,4 +1,4 @@
-"""A node that is removed with all that is on it, workers, learner, scorer, samples, weights: another node takes over."""
+"""A node that is removed with all that is on it (workers, learner, scorer, samples, weights): another takes over."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from cluster.errors import RunFailed
 from cluster.run.evaluation import calibration_error, difference_interval, followed, mean_interval
 
 NAN = math.nan
@@ -35,7 +36,7 @@ def test_other_scores_have_the_t_interval():
 def test_a_prompt_without_a_score_is_left_out_and_never_a_zero():
     assert mean_interval([1.0, NAN, 0.0, NAN]) == mean_interval([1.0, 0.0])
     assert mean_interval([NAN, 0.5]).mean == 0.5
-    with pytest.raises(ValueError, match="no held-out prompt has a score"):
+    with pytest.raises(RunFailed, match="no held-out prompt has a score"):
         mean_interval([NAN, NAN])
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from actors.rollout import RolloutWorker, WrongVersion
+from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
 from actors.rollout_server import RolloutServer
 from actors.types import PolicyVersion, SamplingSettings
 from tests.fixtures.scripted_engine import ScriptedEngine
@@ -114,7 +114,7 @@ def test_a_failing_step_fails_the_generations_it_was_to_advance_and_the_thread_g
     server = RolloutServer(lambda: RolloutWorker(ScriptedEngine(SCRIPT, on_step=fail_at_two)))
     server.call(lambda worker: worker.adopt(ZERO)).result(SOON_S)
     failed = server.generate(PROMPTS, TWO_EACH)
-    with pytest.raises(OSError, match="device lost"):
+    with pytest.raises(EngineFailed, match="OSError: device lost"):
         failed.result(SOON_S)
     assert len(server.generate(PROMPTS, TWO_EACH).result(SOON_S)[0]) == 4
     server.close()
