@@ -142,3 +142,15 @@ def test_the_drivers_state_comes_back_no_scores_included(tmp_path):
     state.scores["accuracy"] = [float("nan"), 1.0]
     state.save(tmp_path)
     assert [x != x for x in DriverState.load(tmp_path).scores["accuracy"]] == [True, False]
+
+
+def test_damaged_checkpoints_are_set_aside_so_that_pruning_does_not_keep_them_for_whole_ones(tmp_path):
+    whole = write(tmp_path, 2)
+    for step in (3, 4):
+        (write(tmp_path, step) / "driver.json").write_text("torn")
+    assert latest_whole(tmp_path)[0] == whole
+    checkpoint.set_aside_after(tmp_path, whole)
+    assert steps(tmp_path) == [2] and (tmp_path / "damaged-4" / "driver.json").exists()
+    write(tmp_path, 3)
+    prune(tmp_path, 2, set())
+    assert steps(tmp_path) == [2, 3]

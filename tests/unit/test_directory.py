@@ -134,3 +134,24 @@ def test_pull_leaves_a_working_copy_alone_that_a_driver_holds(tmp_path, monkeypa
         assert "not pushed yet" in run.events_file.read_text()
     RunDirectory.attach("memory://bucket/run-2")
     assert "not pushed yet" not in run.events_file.read_text()
+
+
+def test_truncate_drops_the_exports_of_a_history_that_does_not_count(tmp_path):
+    run = RunDirectory.create(tmp_path / "run")
+    for step in (2, 4, 6):
+        run.policy(step).mkdir()
+        (run.policy(step) / "model.safetensors").touch()
+    run.truncate_after(4)
+    assert sorted(path.name for path in run.policies.iterdir()) == ["step-2", "step-4"]
+
+
+def test_pull_leaves_a_working_copy_alone_whose_driver_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    run = RunDirectory.create("memory://killed/run")
+    (run.root / "metrics.jsonl").write_text("never pushed\n")
+    run.lock_file.write_text('{"pid": 1}\n')
+    run.pull()
+    assert (run.root / "metrics.jsonl").read_text() == "never pushed\n"
+    run.lock_file.write_text("")
+    run.pull()
+    assert not (run.root / "metrics.jsonl").exists(), "one that ended pushed what counts"

@@ -215,3 +215,23 @@ def test_no_sample_is_older_than_the_bound_and_the_learner_never_starves(batch, 
         assert len(chosen) == batch
         assert all(version - admitted_at[group] <= bound for group in chosen)
         version += 1
+
+
+def test_a_ticket_goes_back_to_who_failed_at_it_only_if_there_is_no_other():
+    found = pool("a", "b")
+    found.offer(ticket(avoid="a"))
+    assert names(found.assign()) == ["b"], "though both have nothing before them and a comes first"
+    found.offer(ticket())
+    assert names(found.assign()) == ["a"], "who was passed over is still there for others"
+    alone = pool("a")
+    alone.offer(ticket(avoid="a"))
+    assert names(alone.assign()) == ["a"]
+
+
+def test_a_ticket_waits_for_no_other_than_whom_it_avoids():
+    found = pool("a", "b", full=4)
+    found.offer(ticket(prefer="b"))
+    assert names(found.assign()) == ["b"]
+    found.offer(ticket(avoid="a"))
+    assert names(found.assign()) == [], "b is full: it waits for b"
+    assert found.waiting == 1

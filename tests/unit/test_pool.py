@@ -5,6 +5,7 @@ Every engine is scripted: token t of sample i of group g is 100 g + 10 i + t, fo
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
@@ -463,6 +464,45 @@ def test_a_pool_whose_only_worker_dies_at_a_publish_goes_on_with_another_at_that
     one.pool.admit(version, buckets, None, lambda logprobs: None)
     assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 1))) == every_row(PROMPTS)
     assert one.states()["rollout-1"] == ("healthy", 1)
+
+
+def test_an_engine_that_fails_in_a_live_worker_is_given_up_and_others_do_its_work(bench):
+    one = bench(2)
+    one.prepare = lambda worker: None
+    one.adopt()
+
+    def broken() -> None:
+        raise OSError("device lost")
+
+    one.made["rollout-0"].engine.step = broken
+    found = one.pool.generate(PROMPTS, SAMPLING, 0)
+    assert sorted(rows_of(found)) == every_row(PROMPTS)
+    assert any("rollout-0 is lost: it died while generating (OSError: device lost)" in text for text in one.told)
+
+
+def test_a_joiner_taken_along_that_fails_is_lost_without_the_others(bench):
+    one = bench(1).adopt()
+    one.publish(1)
+    one.prepare = lambda worker: worker.may_start.clear()
+    one.pool.scale(2)
+    one.until(lambda: one.states().get("rollout-1", ("",))[0] == "joining")
+    weights, member = one.pool._core.weights, one.pool._members.by_name["rollout-1"]
+
+    def overtaken() -> None:
+        weights._overtaken["rollout-1"] = (member, asyncio.get_running_loop().create_future())
+
+    one.pool._soon(overtaken)
+    assert one.pool.begin_publish(2)[0] == ("rollout-0", "rollout-1")
+    one.made["rollout-1"].lost = True
+    buckets, version = buckets_of(2.0, 2)
+    for bucket in buckets:
+        one.pool.receive(bucket)
+    one.pool.finish_publish(version)
+    one.pool.admit(version, buckets, None, lambda logprobs: None)
+    assert one.states()["rollout-0"] == ("healthy", 2) and one.states()["rollout-1"][0] == "dead"
+    one.prepare = lambda worker: None
+    one.publish(3)
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 3))) == every_row(PROMPTS)
 
 
 def test_one_that_refuses_what_others_take_is_replaced_and_all_that_refuse_end_the_run(bench):

@@ -59,6 +59,22 @@ def test_a_driver_that_was_killed_is_resumed(start, tmp_path):
     assert process.stderr.read() == "the driver was ended by SIGKILL; resuming from the last commit\n" * 2
 
 
+def test_a_driver_that_lost_a_worker_at_its_start_is_started_again(start, tmp_path):
+    process = start('touch config.yaml; if [ "$LIFE" -lt 1 ]; then exit 75; fi; exit 0')
+    assert process.wait(20) == 0 and len(lives(tmp_path)) == 2
+    assert (
+        process.stderr.read()
+        == "the driver was ended by a failure at its start or end; resuming from the last commit\n"
+    )
+
+
+def test_a_driver_that_dies_after_it_was_asked_to_end_is_not_started_again(start, tmp_path):
+    process = start("touch config.yaml; trap 'kill -9 $$' TERM; touch ready; while true; do sleep 0.05; done")
+    _until(tmp_path / "ready")
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM and len(lives(tmp_path)) == 1
+
+
 def test_one_death_more_than_the_run_allows_ends_it_with_what_resumes_it(start, tmp_path):
     process = start("touch config.yaml; kill -9 $$")
     assert process.wait(20) == 1 and len(lives(tmp_path)) == 3
