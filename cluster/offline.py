@@ -93,7 +93,7 @@ class OfflineJob(Job):
         self.role("learner", "update_policy", result.seconds)
         self.note(result.metrics)
         self.check_update(columns.step, result, columns)
-        self.ledger.trained(self._taken)
+        self.ledger.trained(self._taken, columns.step)
 
     def heldout_parts(self) -> Iterator[Placed]:
         """The held-out rows, a step's worth at a time, after announcing it."""

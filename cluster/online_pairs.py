@@ -56,6 +56,6 @@ class OnlinePairsJob(OnlineJob):
         self.role("learner", "update_policy", result.seconds)
         self.note(result.metrics)
         self.check_update(columns.step, result, columns)
-        self.ledger.trained(self.scoring.kept)
+        self.ledger.trained(self.scoring.kept, columns.step)
         # A pair's row in its own batch is another one in the step's, which the scores go by.
         self.details = tuple(replace(detail, row=self._rows[detail.row]) for detail in result.details)

@@ -83,7 +83,7 @@ class PolicyGradientJob(OnlineJob):
         self.note(result.metrics)
         self.check_update(columns.step, result, columns)
         self._next_kl(result, rows)
-        self.ledger.trained(self.scoring.kept)
+        self.ledger.trained(self.scoring.kept, columns.step)
         self.details = result.details
 
     def _next_kl(self, result: UpdateResult, samples: int) -> None:

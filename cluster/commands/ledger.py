@@ -26,7 +26,8 @@ def ledger_lines(run_dir: str) -> list[str]:
     if not run.ledger_file.is_file():
         raise UserError(f"{run} has no ledger yet; its driver has not begun")
     with Ledger.reading(run.ledger_file) as book:
-        counts, reasons, version = book.counts(), book.reasons(), book.last_version()
+        counts, reasons = book.counts(), book.reasons()
+        version, step = book.last_version(), book.last_trained()
     sign = "=" if counts.balanced() else "IS NOT"
     lines = [
         f"{run}",
@@ -34,6 +35,8 @@ def ledger_lines(run_dir: str) -> list[str]:
         f"{counts.in_flight} in flight",
         *(f"  {count} dropped: {reason}" for reason, count in sorted(reasons.items())),
     ]
+    if step is not None:
+        lines.append(f"  last trained in step {step}")
     if version:
         lines.append(f"  policy version {version}")
     return lines

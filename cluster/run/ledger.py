@@ -74,8 +74,9 @@ class Ledger:
     def scored(self, positions: Sequence[int]) -> None:
         self._move(positions, "scored", None)
 
-    def trained(self, positions: Sequence[int]) -> None:
-        self._move(positions, "trained", None)
+    def trained(self, positions: Sequence[int], step: int) -> None:
+        """step: in which; until now it was that of the admission."""
+        self._move(positions, "trained", None, step)
 
     def dropped(self, positions: Sequence[int], reason: str) -> None:
         self._move(positions, "dropped", reason)
@@ -155,11 +156,16 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def _move(self, positions: Sequence[int], state: str, reason: str | None) -> None:
+    def last_trained(self) -> int | None:
+        """The last step that trained a prompt."""
+        return self._db.execute("SELECT max(step) FROM prompts WHERE state = 'trained'").fetchone()[0]
+
+    def _move(self, positions: Sequence[int], state: str, reason: str | None, step: int | None = None) -> None:
         with self._transaction():
             cursor = self._db.executemany(
-                "UPDATE prompts SET state = ?, reason = ? WHERE position = ? AND state IN ('in_flight', 'scored')",
-                [(state, reason, position) for position in positions],
+                "UPDATE prompts SET state = ?, reason = ?, step = coalesce(?, step) "
+                "WHERE position = ? AND state IN ('in_flight', 'scored')",
+                [(state, reason, step, position) for position in positions],
             )
             if cursor.rowcount != len(positions):
                 raise ValueError(

@@ -22,13 +22,14 @@ def test_it_balances_and_says_why_prompts_were_dropped(run: Path) -> None:
     book.admit(1, [(0, n, n) for n in range(10)])
     book.dropped([0, 1], "no score")
     book.dropped([2], "stale")
-    book.trained([3, 4, 5])
+    book.trained([3, 4, 5], 2)
     book.record_version(7, "d" * 64, 1)
     assert ledger_lines(str(run)) == [
         str(run),
         "  10 admitted = 3 trained + 3 dropped + 4 in flight",
         "  2 dropped: no score",
         "  1 dropped: stale",
+        "  last trained in step 2",
         "  policy version 7",
     ]
     book.admit(2, [(0, 10, 10)])

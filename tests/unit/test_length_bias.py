@@ -36,7 +36,7 @@ def test_the_ledger_tells_trained_lengths_from_the_others_over_a_window(tmp_path
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.admit(0, [(0, i, i) for i in range(10)])
     ledger.measured({i: float(i) for i in range(9)})  # 9 is still under way
-    ledger.trained([0, 1, 2, 6])
+    ledger.trained([0, 1, 2, 6], 1)
     ledger.dropped([3, 7], "stale")
     ledger.dropped([4], "no spread")  # for what it scored, not for its age
     assert ledger.recent_lengths(100) == ([6.0, 2.0, 1.0, 0.0], [7.0, 3.0])
@@ -48,7 +48,7 @@ def test_lengths_of_what_a_resume_makes_again_are_forgotten(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.admit(0, [(0, i, i) for i in range(4)])
     ledger.measured({0: 5.0, 1: 6.0})
-    ledger.trained([0])
+    ledger.trained([0], 1)
     ledger.backup(tmp_path / "saved.sqlite")
     ledger.dropped([1], "stale")
     ledger.restore(tmp_path / "saved.sqlite")
