@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SEED ?= 0
 
-.PHONY: demo test test-fast test-gpu learn chaos lint install bench clean
+.PHONY: demo test test-fast test-gpu learn chaos soak lint install bench clean
 
 demo: install
 	$(BIN)/raylign train deploy/recipes/$(DEMO).yaml seed=$(SEED) --run-dir $(RUN_DIR)
@@ -35,6 +35,10 @@ chaos: install  # every planted fault once, and what each cost; the table that t
 	RAYLIGN_KILLS=200 RAYLIGN_CHAOS_TABLE=$(abspath $(CHAOS_TABLE)) $(BIN)/python -m pytest tests/chaos -m ""
 	@cat $(CHAOS_TABLE)
 CHAOS_TABLE ?= runs/chaos.md
+
+soak: install  # what takes too long for CI: a thousand kills of scripted workers, checkpoints, drivers
+	$(BIN)/python -m bench.soak
+	RAYLIGN_KILLS=200 $(BIN)/python -m pytest tests/chaos/test_checkpoints.py tests/chaos/test_others.py -m "" -k "kill"
 
 lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
