@@ -173,6 +173,8 @@ class Members:
             await member.handle.stop()
             if (again_s := self._budget.failed(time.monotonic())) is not None:
                 await self._warm(again_s)
+            else:
+                self._on.tell("worker", "no more spares are started (recovery.worker_failures)")
 
     async def _watch(self, member: Member) -> None:
         """Lose it when it answers nothing or makes nothing; let the cache's pressure set its limit."""

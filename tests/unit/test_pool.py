@@ -371,6 +371,14 @@ def test_a_spare_joins_when_one_more_is_asked_for_and_one_that_dies_is_replaced(
     one.until(lambda: any("rollout-3 is a spare" in text for text in one.told))
 
 
+def test_the_last_spare_that_the_budget_allows_is_told(bench):
+    one = bench(1, limits=replace(LIMITS, spares=1, failures=0)).adopt()
+    one.until(lambda: any("rollout-1 is a spare" in text for text in one.told))
+    one.made["rollout-1"].lost = True
+    one.until(lambda: one.told[-1] == "no more spares are started (recovery.worker_failures)")
+    assert sorted(rows_of(one.pool.generate(PROMPTS, SAMPLING, 0))) == every_row(PROMPTS), "the run goes on"
+
+
 def test_one_that_answers_nothing_is_ended_and_replaced(bench):
     one = bench(1, limits=replace(LIMITS, silence_s=0.2)).adopt()
     one.made["rollout-0"].frozen.set()
