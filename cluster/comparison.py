@@ -48,7 +48,7 @@ def answers(config: Config, model: str) -> Answers:
 
 def _responses(config: Config, path: Path) -> Answers:
     """One response per held-out prompt, scored by the recipe's rewards."""
-    from cluster.driver import logical_cpus
+    from cluster.placement import logical_cpus
 
     with Cluster(config.ray.address, logical_cpus(config)) as cluster:
         placement = plan(config, os.cpu_count() or 1, cluster.resources()[1])

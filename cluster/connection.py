@@ -1,21 +1,59 @@
-"""A connection to Ray, local or attached. Left out: the workers (workers.py)."""
+"""A connection to Ray: started here, attached to, or kept by the run's supervisor. Left out: the workers (workers/)."""
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import os
 import signal
 import threading
 from dataclasses import dataclass, field
 
 import ray
+from ray._raylet import Config
+
+from cluster.errors import RunFailed
+from cluster.keeper import KEPT
+
+AUTHENTICATION = "RAY_AUTH_MODE"
+"""Ray turns its tokens on by itself for a cluster that it starts, and not for one that is joined at an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A cluster that outlives the driver. namespace: what those of the run's workers begin with. authentication: Ray's
+    mode of it, as whoever started or found the cluster has it; None where Ray was not told."""
+
+    address: str
+    namespace: str
+    authentication: str | None
+
+
+@functools.cache
+def kept() -> Kept | None:
+    """Where the supervisor keeps this driver's cluster; waits for it to say so. None for a driver without one."""
+    number = os.environ.pop(KEPT, None)
+    if number is None:
+        return None
+    with os.fdopen(int(number)) as pipe:
+        told = pipe.read()
+    if not told:
+        raise RunFailed("the process that keeps the Ray cluster ended before the cluster stood; its words are above")
+    found = Kept(**json.loads(told))
+    if found.authentication is not None and AUTHENTICATION not in os.environ:
+        os.environ[AUTHENTICATION] = found.authentication
+        Config.initialize("")  # Ray has read its environment already
+    return found
 
 
 @dataclass(slots=True)
 class Cluster:
-    """A connection to Ray, local or attached."""
+    """A connection to Ray. namespace: of the named workers; None for one of this connection alone."""
 
     address: str
     num_cpus: int
+    namespace: str | None = None
     started_here: bool = field(init=False, default=False)
 
     def __enter__(self) -> Cluster:
@@ -37,10 +75,11 @@ class Cluster:
                 log_to_driver=False,
                 configure_logging=True,
                 logging_level="warning",
+                namespace=self.namespace,
             )
             self.started_here = True
         else:
-            ray.init(address=self.address, log_to_driver=False, logging_level="warning")
+            ray.init(address=self.address, log_to_driver=False, logging_level="warning", namespace=self.namespace)
 
     def resources(self) -> tuple[int, float]:
         """(CPUs, GPUs) of the whole cluster."""
@@ -49,3 +88,8 @@ class Cluster:
 
     def __exit__(self, *error: object) -> None:
         ray.shutdown()
+
+
+def joining(namespace: str) -> Kept:
+    """How others join the cluster that this process is connected to."""
+    return Kept(ray.get_runtime_context().gcs_address, namespace, os.environ.get(AUTHENTICATION))

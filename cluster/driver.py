@@ -1,12 +1,14 @@
 """One run from start to end: open the directory, connect to Ray, start the workers, run the loop, close everything.
 
-In: a checked config and a run directory. Out: exit by return (done) or RunFailed. The driver owns its workers, so Ray
-reaps them when it dies, however it dies. Left out: checks of the input (commands/check.py), the loops.
+In: a checked config and a run directory. Out: exit by return (done) or RunFailed. Where a supervisor keeps the cluster
+(keeper.py), workers outlive a driver that dies, and the next goes on with them from the last commit; else the driver
+owns its workers, and Ray reaps them with it. Left out: checks of the input (commands/check.py), the loops.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import sqlite3
@@ -22,14 +24,14 @@ from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, r
 from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s
 from cluster.config.transport import hardware_lacks
-from cluster.connection import Cluster
+from cluster.connection import Cluster, kept
 from cluster.errors import RunFailed, StepLost, UserError
 from cluster.inputs import load_inputs, load_tokenizer, reward_specs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
 from cluster.online_pairs import OnlinePairsJob
-from cluster.placement import Placement, plan, shortage
+from cluster.placement import Placement, logical_cpus, plan, shortage
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.preferences import PreferenceJob
 from cluster.recovery import last_commit, step_of
@@ -46,6 +48,7 @@ from cluster.stored_inputs import load_stored_inputs
 from cluster.streaming import StreamingJob
 from cluster.stuck import end_stuck
 from cluster.supervised import SupervisedJob
+from cluster.workers import LEASE, end_living
 
 WATCHDOG_MARGIN = 1.5
 FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery", "name")
@@ -92,7 +95,7 @@ def run(
         try:
             with (
                 _told(directory, events, console, again or f"raylign train CONFIG --run-dir {directory} --resume"),
-                Cluster(config.ray.address, logical_cpus(config)) as cluster,
+                _cluster(config, directory) as cluster,
             ):
                 placement = _placement(config, cluster)
                 console.start(_header(config, placement, step_of(commit)))
@@ -112,6 +115,23 @@ def run(
                 job.metrics.close()
             events.close()
             directory.push()
+
+
+@contextmanager
+def _cluster(config: Config, directory: RunDirectory) -> Iterator[Cluster]:
+    """The one that is kept, under a name that is this run's and this config's alone, or one for this process."""
+    there = kept()
+    if there is None:
+        with Cluster(config.ray.address, logical_cpus(config)) as cluster:
+            yield cluster
+        return
+    what = hashlib.sha256(f"{directory}\n{config.model_dump_json()}".encode()).hexdigest()[:12]
+    os.environ[LEASE] = there.namespace
+    try:
+        with Cluster(there.address, 0, f"{there.namespace}-{what}-{os.getpid()}") as cluster:
+            yield cluster
+    finally:
+        del os.environ[LEASE]
 
 
 @contextmanager
@@ -171,6 +191,8 @@ def _loop(job: Job) -> ModuleType:
 
 def _start(job: Job, placement: Placement, commit: Path | None) -> None:
     config = job.config
+    if commit is None or isinstance(job, OfflineJob):
+        end_living()  # what is measured first is measured on fresh weights
     if isinstance(job, OnlineJob):
         job.start_workers(placement, reward_specs(config), Path.cwd())
         tokenizer = load_tokenizer(config, job.model_path)
@@ -179,13 +201,6 @@ def _start(job: Job, placement: Placement, commit: Path | None) -> None:
         job.start_workers(placement)
         tokenizer = load_tokenizer(config, job.model_path)
         job.begin(load_stored_inputs(config, tokenizer), commit)
-
-
-def logical_cpus(config: Config) -> int:
-    """Enough for every role: on one machine they take turns, so logical CPUs are no measure of load."""
-    if config.ray.num_cpus is not None:
-        return config.ray.num_cpus
-    return max(os.cpu_count() or 1, int(plan(config, os.cpu_count() or 1, 0).cpus) + 1)
 
 
 def _placement(config: Config, cluster: Cluster) -> Placement:

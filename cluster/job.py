@@ -18,7 +18,7 @@ from cluster.errors import RunFailed, UserError
 from cluster.run.alarms import Alarms
 from cluster.run.commits import Commits
 from cluster.run.console import Console
-from cluster.run.directory import RunDirectory
+from cluster.run.directory import RunDirectory, read_json_lines
 from cluster.run.evaluation import mean_interval
 from cluster.run.ledger import Ledger
 from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
@@ -50,7 +50,7 @@ class Job:
         self.ledger = Ledger(directory.ledger_file)
         self.commits = Commits(directory.checkpoints, events, console.event, config.learner.update_timeout_s)
         self.timeline = Timeline(directory)
-        self._alarms = Alarms()
+        self._alarms = Alarms(read_json_lines(directory.metrics_file))
         self.heard: Callable[[str], None] = lambda what: None
         """Who watches that the run moves."""
         self.state = DriverState()
@@ -218,14 +218,23 @@ class Job:
         self.load_extra(commit)
         self.learner.load(str(commit))
 
+    def cut_back(self, metrics: MetricsWriter) -> None:
+        """The records were cut back to a commit, and go on in these."""
+        self.metrics = metrics
+        self._alarms = Alarms(read_json_lines(self.directory.metrics_file))
+
     @abstractmethod
     def rebuild(self, commit: Path | None) -> None:
         """A new learner in the place of one that was lost, and everything back to `commit` (None: to step 0)."""
 
     def forget_progress(self) -> None:
         """As before the first step, where there is no commit to go back to."""
+        before = self.state
         self.state = DriverState(
-            source=self.state.source, multiplier=self.first_multiplier, fresh_mismatch=self.state.fresh_mismatch
+            source=before.source,
+            multiplier=self.first_multiplier,
+            fresh_mismatch=before.fresh_mismatch,
+            fresh_doubt=before.fresh_doubt,
         )
         self.ledger.clear()
 

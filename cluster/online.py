@@ -17,12 +17,13 @@ import numpy as np
 from actors.data.order import PromptOrder
 from actors.generation import RolloutStats
 from actors.pretrained import resolve_model
+from actors.probe import Mismatch
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples
 from cluster.config import resolve
 from cluster.config.transport import choose_transport
-from cluster.elastic import Elastic
+from cluster.elastic import GONE, Elastic
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
@@ -88,6 +89,7 @@ class OnlineJob(Job):
             timeout_s=config.weights.timeout_s,
             factor=config.weights.mismatch_factor,
             transport=transport,
+            record=lambda version: self.ledger.record_version(version.number, version.digest, self.state.step),
         )
         # The learner's rendezvous must not wait for the engines: a thread gives the ranks their address meanwhile.
         self._starter = ThreadPoolExecutor(1)
@@ -109,18 +111,40 @@ class OnlineJob(Job):
         self.console.phase("loading models and engines")
         self._building.result()
         self._starter.shutdown()
-        self.rollouts.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
-        self.publisher.adopt(PolicyVersion(self.ledger.last_version(), "from disk"))
+        last = PolicyVersion(self.ledger.last_version(), "from disk")
+        self.publisher.adopt(last)
         self.elastic = Elastic(self.rollouts, resolve.autoscale_settings(config), self.events)
+        self._copy_rate = self.learner.copy_bytes_per_s(COPY_BYTES)
+        if commit is not None and (self.rollouts.inherits or self.learner.found):
+            self._go_on_with_the_living(commit)
+        else:
+            self._measure_fresh(last)
+            if commit is not None:
+                self._resume(commit)
+            else:
+                self.ledger.clear()
+        self._begun = True
+
+    def _measure_fresh(self, version: PolicyVersion) -> None:
+        """Wait for engines that hold what is on disk, and measure them against a learner that holds the same."""
+        self.rollouts.adopt(version)
         self.console.phase("probing the engines")
         self.recorded = self._fresh_recorded = self._first_probe()
-        self.state.fresh_mismatch = self.publisher.calibrate(self.recorded)
-        self._copy_rate = self.learner.copy_bytes_per_s(COPY_BYTES)
-        if commit is not None:
-            self._resume(commit)
-        else:
-            self.ledger.clear()
-        self._begun = True
+        fresh = self.publisher.calibrate(self.recorded)
+        self.state.fresh_mismatch, self.state.fresh_doubt = fresh.mean, fresh.doubt
+
+    def _go_on_with_the_living(self, commit: Path) -> None:
+        """Workers of the driver before hold whatever it left them: the commit's weights are published to them. What was
+        measured when they were fresh stands in the commit."""
+        self.rollouts.take_over()
+        self.restore(commit)
+        self._fresh_recorded = self.recorded
+        self.publisher.recalibrate(Mismatch(self.state.fresh_mismatch, self.state.fresh_doubt))
+        self.elastic.load()  # what they did until now is no step's
+        self.publish()
+        learner = " and the learner" if self.learner.found else ""
+        found = sum(state not in GONE for _, state, _ in self.rollouts.members())
+        self.events.write("recovered", f"the run goes on with {found} rollout workers{learner} of the driver before")
 
     def _first_probe(self) -> Any:
         """Short responses to some prompts, enough to measure the engines against the learner."""
@@ -136,9 +160,9 @@ class OnlineJob(Job):
             self.console.event(text)
 
     def _resume(self, commit: Path) -> None:
-        fresh = self.state.fresh_mismatch
+        fresh = self.state.fresh_mismatch, self.state.fresh_doubt
         self.restore(commit)
-        self.state.fresh_mismatch = fresh  # of these engines, not of the ones that are gone
+        self.state.fresh_mismatch, self.state.fresh_doubt = fresh  # of these engines, not of the ones that are gone
         self.publish()
 
     def rebuild(self, commit: Path | None) -> None:
@@ -194,7 +218,6 @@ class OnlineJob(Job):
 
     def publish(self) -> None:
         published = self.publisher.publish(self.recorded)
-        self.ledger.record_version(published.version.number, published.version.digest, self.state.step)
         self.role("rollout", "sync", published.seconds)
         if published.mismatch is not None:
             self.note({"sync/mismatch": published.mismatch})

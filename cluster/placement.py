@@ -23,7 +23,7 @@ PROCESS_ENV = {
 }
 
 
-PASSED_ON = ("RAYLIGN_STACKS",)
+PASSED_ON = ("RAYLIGN_STACKS", "RAYLIGN_LEASE")
 """What the driver's environment tells its workers, on whichever node."""
 
 
@@ -91,6 +91,13 @@ def process_environment(role: RolePlan, name: str) -> dict[str, str]:
     threads = str(role.threads)
     own = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
     return own | {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+
+
+def logical_cpus(config: Config) -> int:
+    """Enough for every role: on one machine they take turns, so logical CPUs are no measure of load."""
+    if config.ray.num_cpus is not None:
+        return config.ray.num_cpus
+    return max(os.cpu_count() or 1, int(plan(config, os.cpu_count() or 1, 0).cpus) + 1)
 
 
 def shortage(placement: Placement, gpus: float) -> str | None:

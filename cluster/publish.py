@@ -42,7 +42,8 @@ class Published:
 
 class Publisher:
     """Version numbers only grow. The last version's buckets stay in the object store until the next is admitted, and
-    with them what a worker that joins meanwhile is judged by."""
+    with them what a worker that joins meanwhile is judged by. record: hears of a version before any engine takes
+    traffic at it, so that no driver after this one gives its number again."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Publisher:
         timeout_s: float,
         factor: float,
         transport: str = "object_store",
+        record: Callable[[PolicyVersion], None] = lambda version: None,
     ) -> None:
         self._pool = pool
         self._learner = learner
@@ -60,15 +62,22 @@ class Publisher:
         self._timeout_s = timeout_s
         self._factor = factor
         self._parcels = transport != "object_store"
+        self._record = record
         self._fresh: Mismatch | None = None
         self.version = PolicyVersion(0, "")
+        self._given = 0
+        """The last number that was given."""
 
     def adopt(self, version: PolicyVersion) -> None:
         """The engines hold `version` from disk."""
-        self.version = version
+        self.version, self._given = version, version.number
 
-    def calibrate(self, probe: Ref) -> float:
-        """Measure a freshly loaded engine against the learner, both on the same weights; the mean mismatch, in nats."""
+    def recalibrate(self, fresh: Mismatch) -> None:
+        """What freshly loaded engines were measured to be, before these."""
+        self._fresh = fresh
+
+    def calibrate(self, probe: Ref) -> Mismatch:
+        """Measure a freshly loaded engine against the learner, both on the same weights."""
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
         engines = self._pool.probe(probe)
         if not engines:
@@ -78,12 +87,12 @@ class Publisher:
         if not np.isfinite(self._fresh.mean):
             raise RunFailed("the engines or the learner give log-probs that are not finite, before any training")
         self._pool.calibrated(probe, self._judge(learner))
-        return self._fresh.mean
+        return self._fresh
 
     def publish(self, probe: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
         start = time.monotonic()
-        number = self.version.number + 1
+        number = self._given + 1
         # First, and not beside the engines' loading: on shared cores two thread pools that wait for each other take
         # three times as long (3.2 s against 1.2 s for SmolLM2 on two cores).
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
@@ -100,6 +109,8 @@ class Publisher:
             raise RunFailed(f"an engine {next(iter(wrong.values()))}; resume to load the engines afresh")
         for name, words in wrong.items():
             self._pool.expel(name, f"it {words}")
+        self._given = number
+        self._record(version)
         self._pool.admit(version, buckets, probe, judge)
         self.version = version
         if self._parcels:

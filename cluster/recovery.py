@@ -27,6 +27,7 @@ def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
     nothing when there is none)."""
     found, damaged = checkpoint.latest_whole(directory.checkpoints)
     checkpoint.set_aside_after(directory.checkpoints, found)
+    checkpoint.clear_stages(directory.checkpoints)
     directory.truncate_after(step_of(found))
     return found, damaged
 
@@ -66,7 +67,7 @@ def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> 
     for problem in damaged:
         job.events.write("damaged", problem)
     job.metrics.close()
-    job.metrics = open_metrics(commit)
+    job.cut_back(open_metrics(commit))
     to = max(0, step_of(commit))
     job.console.event(f"the step is lost; building the learner again from step {to}, what came after is repeated")
     job.rebuild(commit)

@@ -24,7 +24,7 @@ from cluster.pool.demand import bundles_of
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec
-from cluster.workers import NodeRequests, free_resources, put, start_rollout
+from cluster.workers import NodeRequests, free_resources, living_rollout, put, start_rollout
 
 RESERVE = 1 << 30
 """Memory that is left alone when workers are added on this machine."""
@@ -60,6 +60,7 @@ def start_pool(
         limits=resolve.recovery_limits(config),
         tell=tell,
         takes_along=spec.transport != "sparse_delta",
+        inherited=living_rollout(role),
         **room,
     )
 

@@ -1,10 +1,10 @@
 """`raylign train` as its user sees it: a small process that runs the driver in another and starts it again when it was
 killed.
 
-In: the command's own arguments. Out: the driver's exit code. Only a death by a signal is mended (a machine short of
-memory, someone's kill): a run that failed in its own words would fail again. A driver that is started again resumes
-from the last commit. Signals to this process reach the driver, and the driver dies with it, however it dies. Left out:
-everything a driver does (driver.py).
+In: the command's own arguments. Out: the driver's exit code. Only a death by a signal, or of the cluster, is mended (a
+machine short of memory, someone's kill): a run that failed in its own words would fail again. A driver that is started
+again resumes from the last commit; the cluster and its workers were kept meanwhile (keeper.py). Signals to this process
+reach the driver, and the driver dies with it, however it dies. Left out: everything a driver does (driver.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from cluster.keeper import KEPT, Keeper
 from cluster.pool.recovery import FailureBudget
 
 DRIVER = "RAYLIGN_DRIVER"
@@ -25,6 +27,9 @@ DRIVER = "RAYLIGN_DRIVER"
 PR_SET_PDEATHSIG = 1
 AGAIN = 75
 """Exit code of a driver that lost a worker where it could not repeat the step itself (EX_TEMPFAIL)."""
+WATCH_EVERY_S = 0.2
+KNOWN_S = 2.5
+"""Until a keeper has found out that its cluster is gone."""
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Deaths by these were wished for."""
 
@@ -43,57 +48,115 @@ def follow_supervisor() -> None:
 
 
 def supervise(
-    arguments: Sequence[str], begun: Callable[[], Path | None], limits: Callable[[Path], tuple[int, float]]
+    arguments: Sequence[str],
+    begun: Callable[[], Path | None],
+    limits: Callable[[Path], tuple[int, float]],
+    keep: Callable[[bool], Keeper | None] = lambda again: None,
 ) -> int:
-    """The exit code of `raylign ARGUMENTS`, which is started again with --resume when a signal ended it. begun: the run
-    directory, once there is a run to resume in it. limits: (times, seconds before the first) that the run allows."""
+    """The exit code of `raylign ARGUMENTS`, which is started again with --resume when a signal ended it, or when its
+    cluster is gone. begun: the run directory, once there is a run to resume in it. limits: (times, seconds before the
+    first) that the run allows. keep: starts what keeps the cluster, told whether it was there before."""
     budget: FailureBudget | None = None
     command = list(arguments)
-    while True:
-        code, asked = _run(command)
-        if asked and code < 0:
-            return 128 + asked
-        if (code >= 0 and code != AGAIN) or -code in ASKED:
-            return code if code >= 0 else 128 - code
-        name = "a failure at its start or end" if code == AGAIN else signal.Signals(-code).name
-        if (run_dir := begun()) is None:
-            print(f"the driver was ended by {name} before the run began; start it again", file=sys.stderr)
-            return 1
-        failures, backoff_s = limits(run_dir)
-        budget = budget or FailureBudget(failures, backoff_s)
-        wait_s = budget.failed(time.monotonic())
-        if wait_s is None:
-            again = " ".join(["raylign", *_resuming(arguments)])
-            print(
-                f"the driver was ended by {name}, {budget.spent} times, more than recovery.driver_failures "
-                f"({failures}); resume with: {again}",
-                file=sys.stderr,
-            )
-            return 1
-        print(f"the driver was ended by {name}; resuming from the last commit", file=sys.stderr)
-        time.sleep(wait_s)
-        command = _resuming(arguments)
+    keeper: Keeper | None = None
+    try:
+        while True:
+            life = Life(command, keep if keeper is None else lambda again, same=keeper: same, again=budget is not None)
+            code = life.run()
+            keeper = life.keeper if life.keeper is not None and life.keeper.alive else None
+            if code is not None:
+                return code
+            if (run_dir := begun()) is None:
+                print(f"the driver was ended by {life.ended_by} before the run began; start it again", file=sys.stderr)
+                return 1
+            failures, backoff_s = limits(run_dir)
+            budget = budget or FailureBudget(failures, backoff_s)
+            wait_s = budget.failed(time.monotonic())
+            if wait_s is None:
+                again = " ".join(["raylign", *_resuming(arguments)])
+                print(
+                    f"the driver was ended by {life.ended_by}, {budget.spent} times, more than "
+                    f"recovery.driver_failures ({failures}); resume with: {again}",
+                    file=sys.stderr,
+                )
+                return 1
+            print(f"the driver was ended by {life.ended_by}; resuming from the last commit", file=sys.stderr)
+            time.sleep(wait_s)
+            command = _resuming(arguments)
+    finally:
+        if keeper is not None:
+            keeper.end()
 
 
 def _resuming(arguments: Sequence[str]) -> list[str]:
     return [*arguments, *([] if "--resume" in arguments else ["--resume"])]
 
 
-def _run(arguments: Sequence[str]) -> tuple[int, int]:
-    """(minus the signal that ended the driver, or its exit code; the signal that asked it to end, or 0)."""
-    asked = 0
-    environment = {**os.environ, DRIVER: str(os.getpid())}
-    # In a group of its own: a terminal's Ctrl-C would otherwise reach it twice, and the second would cut its end short.
-    driver = subprocess.Popen([sys.executable, "-m", "cluster.cli", *arguments], env=environment, process_group=0)
+class Life:
+    """One driver from its start to its end, beside the process that keeps its cluster. keep: starts or gives that."""
 
-    def forward(number: int, _: object) -> None:
-        nonlocal asked
-        asked = number
-        driver.send_signal(number)
+    def __init__(self, command: Sequence[str], keep: Callable[[bool], Keeper | None], again: bool) -> None:
+        self._asked = 0
+        """The signal that asked it to end."""
+        told, self._tell = os.pipe()
+        environment = {**os.environ, DRIVER: str(os.getpid()), KEPT: str(told)}
+        # In a group of its own: a terminal's Ctrl-C would otherwise reach it twice, and the second would cut its end
+        # short.
+        self._driver = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", *command], env=environment, process_group=0, pass_fds=[told]
+        )
+        os.close(told)
+        self.keeper = keep(again)
+        self.ended_by = ""
 
-    before = {number: signal.signal(number, forward) for number in ASKED}
-    try:
-        return driver.wait(), asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def run(self) -> int | None:
+        """The exit code that is the run's, None where it is to be resumed."""
+        before = {number: signal.signal(number, self._forward) for number in ASKED}
+        try:
+            code = self._watch()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._asked and code < 0:
+            return 128 + self._asked
+        if -code in ASKED:
+            return 128 - code
+        if code == AGAIN:
+            self.ended_by = "a failure at its start or end"
+        elif code < 0:
+            self.ended_by = signal.Signals(-code).name
+        if code not in (0, 2) and self._cluster_is_gone():
+            self.ended_by = "the loss of its cluster"
+        return None if self.ended_by else code
+
+    def _cluster_is_gone(self) -> bool:
+        """A driver that failed by it may have ended before its keeper knew."""
+        keeper = self.keeper
+        if keeper is None or keeper.line is None:
+            return False
+        deadline = time.monotonic() + KNOWN_S
+        while keeper.alive and time.monotonic() < deadline:
+            time.sleep(WATCH_EVERY_S)
+        return not keeper.alive
+
+    def _watch(self) -> int:
+        """The driver's exit code, or minus the signal that ended it. It is told where its cluster is, or that there
+        will be none, and ended when its cluster is gone."""
+        keeper = self.keeper
+        while (code := self._driver.poll()) is None:
+            gone = keeper is None or not keeper.alive
+            if self._tell >= 0 and (gone or keeper.look(WATCH_EVERY_S)):
+                with os.fdopen(self._tell, "w") as pipe:
+                    pipe.write("" if gone else keeper.line)
+                self._tell = -1
+            elif keeper is not None and gone and keeper.line is not None:
+                self._driver.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self._driver.wait(WATCH_EVERY_S)
+        if self._tell >= 0:
+            os.close(self._tell)
+        return code
+
+    def _forward(self, number: int, _: object) -> None:
+        self._asked = number
+        self._driver.send_signal(number)

@@ -6,6 +6,7 @@ In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Lef
 from __future__ import annotations
 
 import signal
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from cluster.config import Config, Pipeline
+    from cluster.keeper import Keeper
 
 
 def train(
@@ -31,7 +33,14 @@ def train(
         return
     chosen = ["--run-dir", run_dir] if run_dir else []
     arguments = ["train", str(config), *given, *chosen, *(["--resume"] if resume else [])]
-    raise typer.Exit(supervisor.supervise(arguments, lambda: _begun(config, given, run_dir), _limits))
+    namespace = f"raylign-{uuid.uuid4().hex[:12]}"
+    code = supervisor.supervise(
+        arguments,
+        lambda: _begun(config, given, run_dir),
+        _limits,
+        lambda again: _keep(config, given, namespace, again),
+    )
+    raise typer.Exit(code)
 
 
 def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume: bool = False) -> None:
@@ -54,6 +63,23 @@ def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume
     except KeyboardInterrupt:
         typer.echo(f"interrupted; resume with: {again}", err=True)
         raise typer.Exit(130) from None
+
+
+def _keep(config: Path, overrides: list[str], namespace: str, again: bool) -> Keeper | None:
+    """What keeps the cluster of this run; nothing for input that the driver is about to refuse. again: the cluster was
+    there before, and may come back."""
+    from cluster.config import Pipeline, load_run
+    from cluster.errors import UserError
+    from cluster.keeper import Keeper, Keeping
+    from cluster.placement import logical_cpus
+
+    try:
+        loaded = load_run(config, overrides)
+    except UserError:
+        return None
+    stages = [stage.config for stage in loaded.stages] if isinstance(loaded, Pipeline) else [loaded]
+    cpus = max(logical_cpus(stage) for stage in stages)
+    return Keeper(Keeping(stages[0].ray.address, cpus, stages[0].ray.start_timeout_s if again else 0.0, namespace))
 
 
 def _begun(config: Path, overrides: list[str], run_dir: str | None) -> Path | None:

@@ -30,7 +30,7 @@ class MemberState(enum.Enum):
 S = MemberState
 FOLLOWS: dict[MemberState, frozenset[MemberState]] = {
     S.SPARE: frozenset({S.JOINING, S.DEAD}),
-    S.JOINING: frozenset({S.HEALTHY, S.SUSPECT, S.DRAINING, S.DEAD}),
+    S.JOINING: frozenset({S.SPARE, S.HEALTHY, S.SUSPECT, S.DRAINING, S.DEAD}),
     S.HEALTHY: frozenset({S.SUSPECT, S.DRAINING, S.DEAD}),
     S.SUSPECT: frozenset({S.HEALTHY, S.DRAINING, S.DEAD}),
     S.DRAINING: frozenset({S.RETIRED, S.DEAD}),
@@ -43,9 +43,9 @@ ENDS = frozenset({S.DEAD, S.RETIRED})
 @dataclass(slots=True, eq=False)
 class Member:
     """name: unique in the run, `rollout-3`; never given twice. version: the last admitted. leaving: asked to go, as
-    soon as no publish needs it. work: tickets it has. spans: what it did, not yet fetched. lost: set when
-    it is given up, whatever it still does. asked_at, engine_at: when it was asked for, and when its engine ran, on the
-    clock of time.monotonic."""
+    soon as no publish needs it. work: tickets it has. spans: what it did, not yet fetched. lost: set when it is given
+    up, whatever it still does. inherited: of an earlier driver, on whatever weights. asked_at, engine_at: when it was
+    asked for, and when its engine ran, on the clock of time.monotonic."""
 
     name: str
     handle: RolloutHandle
@@ -55,6 +55,7 @@ class Member:
     work: dict[int, Ticket] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
+    inherited: bool = False
     asked_at: float = 0.0
     engine_at: float | None = None
 

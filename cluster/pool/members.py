@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,8 @@ from cluster.errors import RunFailed
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost
 from cluster.pool.member import Member, MemberState
 from cluster.pool.recovery import FailureBudget, Progress, RecoveryLimits
+from cluster.pool.spares import WATCH_EVERY_S, Spares
 from cluster.pool.weights import Weights, within
-
-WATCH_EVERY_S = 1.0
-"""Between two looks at a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,14 @@ class Members:
         self._made = 0
         self._coming: list[asyncio.Task[Any]] = []
         """Replacements that wait for their time."""
-        self._ready: list[Member] = []
-        """Spares whose engines run."""
+        self.spares = Spares(
+            self._new_member,
+            self._start_engine,
+            limits=limits,
+            budget=self._budget,
+            tell=listener.tell,
+            spawn=spawn,
+        )
         self._identity: WorkerIdentity | None = None
         self.weights = Weights(lambda: self.healthy, self.lose, spawn, deadlines.weights_s)
 
@@ -92,7 +96,26 @@ class Members:
 
     def add(self, count: int) -> list[asyncio.Task[None]]:
         """Start so many workers, spares first; a task each that ends when it is healthy."""
-        return [self._spawn(self._join(self._spare() or self._new_member())) for _ in range(count)]
+        return [self._spawn(self._join(self.spares.take() or self._new_member())) for _ in range(count)]
+
+    def inherit(self, found: Mapping[str, RolloutHandle], count: int) -> list[asyncio.Task[None]]:
+        """Take over workers that an earlier driver left: `count` or more, but for as many as are kept as spares, serve
+        from the next publish on, which goes to them too; a task each. Others are started for those that lack."""
+        self._made = max(int(name.rpartition("-")[2]) for name in found) + 1
+        now = time.monotonic()
+        members = [Member(name, handle, asked_at=now, inherited=True) for name, handle in found.items()]
+        self.by_name |= {member.name: member for member in members}
+        serving = max(count, len(members) - self._limits.spares)
+        self.spares.inherit(members[serving:])
+        if serving > len(members):
+            self.add(serving - len(members))
+        return [self._spawn(self._take_over(member)) for member in members[:serving]]
+
+    async def _take_over(self, member: Member) -> None:
+        try:
+            await self._join(member)
+        except RunFailed as error:  # fault boundary: it was told, and counts as one that was lost
+            self._replace(str(error))
 
     def _new_member(self, state: MemberState = MemberState.JOINING) -> Member:
         name = f"rollout-{self._made}"
@@ -117,7 +140,8 @@ class Members:
             engine_s = max(0.0, member.engine_at - member.asked_at)  # a spare's engine ran already
             proof_s = time.monotonic() - max(member.engine_at, member.asked_at)
             took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"
-            self._on.tell("worker", f"{member.name} joined at version {member.version} ({took})")
+            joined = f"joined at version {member.version} ({took})"
+            self._on.tell("worker", f"{member.name} " + ("goes on" if member.inherited else joined))
             self._on.joined(member)
             self._spawn(self._watch(member))
 
@@ -125,56 +149,19 @@ class Members:
         """From its start to the current weights, proved."""
         if member.engine_at is None:
             await self._start_engine(member)
-        await self.weights.bring_up_to_date(member)
+        if not member.inherited:
+            await self.weights.bring_up_to_date(member)
 
     async def _start_engine(self, member: Member) -> None:
-        identity = await within(member.handle.start(), self._deadlines.start_s, f"starting {member.name}")
+        deadline_s = self._limits.silence_s if member.inherited else self._deadlines.start_s
+        identity = await within(member.handle.start(), deadline_s, f"starting {member.name}")
         if self._identity is None:
             self._identity = identity
         elif other := _differences(self._identity, identity):
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
         member.engine_at = time.monotonic()
 
-    # --- spares ---
-
-    def keep_spares(self) -> None:
-        """From now on as many as the limits say are kept ready."""
-        for _ in range(self._limits.spares):
-            self._spawn(self._warm(0.0))
-
-    def _spare(self) -> Member | None:
-        """One that is ready, to join now; another is started in its place."""
-        if not self._ready:
-            return None
-        member = self._ready.pop(0)
-        member.move(MemberState.JOINING)
-        member.asked_at = time.monotonic()
-        self._spawn(self._warm(self._limits.backoff_s))
-        return member
-
-    async def _warm(self, wait_s: float) -> None:
-        """Start a spare, and start another if it cannot or does not stay."""
-        await asyncio.sleep(wait_s)
-        member = self._new_member(MemberState.SPARE)
-        try:
-            await self._start_engine(member)
-            self._ready.append(member)
-            self._on.tell("worker", f"{member.name} is a spare (engine {member.engine_at - member.asked_at:.1f} s)")
-            while member in self._ready:
-                await asyncio.sleep(WATCH_EVERY_S)
-                await within(member.handle.pulse(), self._limits.silence_s, f"asking {member.name}")
-        except RunFailed as error:  # fault boundary: nobody waits for it
-            if member.state is not MemberState.SPARE:
-                return  # it has joined meanwhile, and is watched as a member
-            if member in self._ready:
-                self._ready.remove(member)
-            member.move(MemberState.DEAD)
-            self._on.tell("lost", f"the spare {member.name} is lost: {error}")
-            await member.handle.stop()
-            if (again_s := self._budget.failed(time.monotonic())) is not None:
-                await self._warm(again_s)
-            else:
-                self._on.tell("worker", "no more spares are started (recovery.worker_failures)")
+    # --- watched ---
 
     async def _watch(self, member: Member) -> None:
         """Lose it when it answers nothing or makes nothing; let the cache's pressure set its limit."""
@@ -268,13 +255,13 @@ class Members:
                 )
             )
         else:
-            self._coming.append(self._spawn(self._join_later(0.0 if self._ready else wait_s)))
+            self._coming.append(self._spawn(self._join_later(0.0 if self.spares.ready else wait_s)))
 
     async def _join_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         self._coming.remove(asyncio.current_task())
         try:
-            await self._join(self._spare() or self._new_member())
+            await self._join(self.spares.take() or self._new_member())
         except RunFailed as error:  # fault boundary: it was told, and counts as one more that was lost
             self._replace(str(error))
 

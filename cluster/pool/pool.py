@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from actors.spans import Span
@@ -32,7 +33,8 @@ class RolloutPool:
     """start: makes the handle of a new worker. put: a reference of what workers are to fetch. sequences: that an engine
     runs at once. tell: hears (kind, text) of what happens to workers, on the pool's thread. refuse: why the cluster has
     no room for so many more, or None; asked when the pool is scaled. resized: hears how many workers there are to be
-    from then on, and 0 at the end. takes_along: whether a joiner that a publish overtook may take the next."""
+    from then on, and 0 at the end. takes_along: whether a joiner that a publish overtook may take the next. inherited:
+    workers that an earlier driver left, by name, on whatever weights."""
 
     def __init__(
         self,
@@ -47,6 +49,7 @@ class RolloutPool:
         refuse: Callable[[int], str | None] = lambda more: None,
         resized: Callable[[int], None] = lambda count: None,
         takes_along: bool = True,
+        inherited: Mapping[str, RolloutHandle] = MappingProxyType({}),
     ) -> None:
         self._put = put
         self._resized = resized
@@ -66,7 +69,10 @@ class RolloutPool:
         )
         self._members = self._core.members
         self._core.weights.takes_along = takes_along
-        self._starting = self._soon(lambda: self._members.add(count))
+        self.inherits = bool(inherited)
+        self._starting = self._soon(
+            lambda: self._members.inherit(inherited, count) if inherited else self._members.add(count)
+        )
         self._closed = False
 
     # --- membership ---
@@ -166,7 +172,18 @@ class RolloutPool:
             await asyncio.gather(*self._starting)
 
         self._ask(joined(), "starting the rollout workers", self._deadlines.start_s)
-        self._soon(self._members.keep_spares)
+        self._soon(self._members.spares.keep)
+
+    def take_over(self) -> None:
+        """Wait until the workers that an earlier driver left have answered; the next publish is to be theirs too. Who
+        is started in the place of others joins after it."""
+
+        async def answered() -> None:
+            await asyncio.gather(*self._starting)
+
+        if self.inherits:
+            self._ask(answered(), "taking over the rollout workers")
+        self._soon(self._members.spares.keep)
 
     def calibrated(self, probe: Ref, judge: Judge) -> None:
         """What a joiner's log-probs of the recorded samples are judged by."""

@@ -56,10 +56,18 @@ class RolloutRole:
                 stall_timeout_s=spec.stall_timeout_s,
             )
         )
+        self._owner = ""
         self._next = 0
         self._early: dict[int, tuple[str, Any, Future[Any]]] = {}
 
-    async def identity(self) -> WorkerIdentity:
+    async def own(self, owner: str) -> WorkerIdentity:
+        """From now on it works for this owner alone; what an owner before had under way is dropped, and what comes of
+        it late is refused."""
+        self._owner, self._next, self._early = owner, 0, {}
+        await self.interrupt()
+        return self._identity()
+
+    def _identity(self) -> WorkerIdentity:
         folder = Path(self._settings.model_path)
         package = {"vllm": "vllm", "torch": "transformers"}[self._kind]
         return WorkerIdentity(
@@ -71,6 +79,7 @@ class RolloutRole:
 
     async def generate(
         self,
+        owner: str,
         prompts: Sequence[Prompt],
         carried: SampleBatch | None,
         sampling: SamplingSettings,
@@ -78,15 +87,17 @@ class RolloutRole:
         recorded: int,
     ) -> tuple[SampleBatch, SampleBatch, Any]:
         """(samples, some of them for a probe, at least `recorded`; statistics)."""
+        self._refuse_other(owner)
         batch, stats = await asyncio.wrap_future(self._server.generate(prompts, sampling, version, carried))
         return batch, batch.take(worth_recording(batch, recorded) if recorded else []), stats
 
     async def interrupt(self) -> int:
         return await asyncio.wrap_future(self._server.interrupt())
 
-    async def in_turn(self, turn: int, verb: str, argument: Any) -> Any:
+    async def in_turn(self, owner: str, turn: int, verb: str, argument: Any) -> Any:
         """Calls about weights (adopt, sleep, begin_publish, connect, receive, finish_publish, probe, admit), each when
-        all calls of earlier turns have begun."""
+        all calls of the owner's earlier turns have begun."""
+        self._refuse_other(owner)
         answer: Future[Any] = Future()
         answer.set_running_or_notify_cancel()  # who stops waiting cancels nothing
         self._early[turn] = (verb, argument, answer)
@@ -96,6 +107,10 @@ class RolloutRole:
             call = probe_logprobs if name == "probe" else _verb(name)
             _chain(self._server.call(lambda worker, call=call, given=given: call(worker, given)), waiting)
         return await asyncio.wrap_future(answer)
+
+    def _refuse_other(self, owner: str) -> None:
+        if owner != self._owner:
+            raise RuntimeError("the call is of a driver that was replaced meanwhile")
 
     async def pulse(self) -> WorkerPulse:
         server = self._server

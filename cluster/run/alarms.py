@@ -10,7 +10,7 @@ asynchronous runs (length_bias.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -32,17 +32,20 @@ class Trend:
 
 
 class Alarms:
-    """Give it every step's row."""
+    """Give it every step's row. before: rows of the run's steps until now, whose signs were told."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Iterable[Mapping[str, float | None]] = ()) -> None:
         self._first: dict[str, list[float]] = {}
         self._last: dict[str, list[float]] = {}
         self._seen: dict[str, int] = {}
         self._on: set[str] = set()
+        for row in before:
+            for _ in self.hear(row):
+                continue
 
-    def hear(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def hear(self, row: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         """(sign, sentence) of every sign that began or ended with this row."""
-        for name in WATCHED & row.keys():
+        for name in {name for name in WATCHED & row.keys() if row[name] is not None}:
             first, last = self._first.setdefault(name, []), self._last.setdefault(name, [])
             if len(first) < WINDOW:
                 first.append(float(row[name]))

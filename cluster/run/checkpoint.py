@@ -91,6 +91,12 @@ def latest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
+def clear_stages(directory: Path) -> None:
+    """Remove what drivers that were killed had half written."""
+    for stage in directory.glob(".step-*.tmp"):
+        shutil.rmtree(stage, ignore_errors=True)
+
+
 def set_aside_after(directory: Path, whole: Path | None) -> None:
     """Rename the damaged checkpoints that are newer: pruning would count them, and keep them for the whole one."""
     last = -1 if whole is None else int(NAME.fullmatch(whole.name)[1])

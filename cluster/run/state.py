@@ -15,8 +15,9 @@ FILE = "driver.json"
 @dataclass(slots=True)
 class DriverState:
     """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
-    on other data is refused. multiplier: of the safety constraint. baseline: held-out scores before training, by
-    metric. scores: the last evaluation's."""
+    on other data is refused. multiplier: of the safety constraint. fresh_mismatch, fresh_doubt: a freshly loaded engine
+    against the learner (actors/probe.py). baseline: held-out scores before training, by metric. scores: the last
+    evaluation's."""
 
     step: int = 0
     position: int = 0
@@ -29,6 +30,7 @@ class DriverState:
     best_value: float | None = None
     evaluations_since_best: int = 0
     fresh_mismatch: float | None = None
+    fresh_doubt: float | None = None
     baseline: dict[str, list[float]] = field(default_factory=dict)
     scores: dict[str, list[float]] = field(default_factory=dict)
 

@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from cluster.columns import Ref
 from cluster.errors import NoAnswer, RunFailed, StepLost
 from cluster.placement import RolePlan, process_environment
+from cluster.workers.lease import lifetime
 
 
 def get(refs: Any, timeout_s: float, what: str) -> Any:
@@ -45,7 +46,13 @@ def first_line(error: BaseException) -> str:
 
 def options(role: RolePlan, name: str) -> dict[str, Any]:
     env = process_environment(role, name)
-    return {"num_cpus": role.cpus, "num_gpus": role.gpus, "runtime_env": {"env_vars": env}, "name": name}
+    return {
+        "num_cpus": role.cpus,
+        "num_gpus": role.gpus,
+        "runtime_env": {"env_vars": env},
+        "name": name,
+        **lifetime(),
+    }
 
 
 def stop(actors: Sequence[Any]) -> None:

@@ -20,24 +20,39 @@ from cluster.errors import LearnerLost, NoAnswer, RunFailed, StepLost
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.calls import first_line, get, options, stop
+from cluster.workers.lease import answering, leased, living
 from learners.method import UpdateResult, assemble
 
 WATCH_EVERY_S = 1.0
+LEFT_BEHIND_S = 60.0
+"""For ranks that an earlier driver left to end what it asked of them; building others takes about as long."""
 DEATH_KNOWN_S = 60.0
 """Until Ray knows at the latest that a process, or a node, is gone."""
 
 
 class LearnerGroup:
-    """The ranks of one learner group; every call goes to all of them, in the same order."""
+    """The ranks of one learner group; every call goes to all of them, in the same order. found: whether they are those
+    that an earlier driver left, loaded, on whatever weights it left them."""
 
     def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
         self._role, self._spec = role, spec
         self._timeout_s = timeout_s
         self._started = 0
-        self._start()
+        self._ranks = self._left_behind()
+        self.found = bool(self._ranks)
+        if not self.found:
+            self._start()
+
+    def _left_behind(self) -> list[Any]:
+        """An earlier driver's ranks, if all of them live and none waits for something that will not come."""
+        ranks = list(living("learner").values())
+        if len(ranks) == self._role.count and answering(ranks, LEFT_BEHIND_S):
+            return ranks
+        stop(ranks)
+        return []
 
     def _start(self) -> None:
-        actor, role = ray.remote(LearnerRole), self._role
+        actor, role = ray.remote(leased(LearnerRole)), self._role
         again = f".{self._started}" if self._started else ""  # the name of one that was killed is taken for a while
         self._ranks = [
             actor.options(**options(role, f"learner-{rank}{again}")).remote(self._spec, rank, role.count)
@@ -48,11 +63,14 @@ class LearnerGroup:
     def start_again(self, timeout_s: float) -> None:
         """New ranks in the place of all, on initial weights. LearnerLost if they do not come up."""
         stop(self._ranks)
+        self.found = False
         self._start()
         self.wait_built(self.build(timeout_s), timeout_s)
 
     def build(self, timeout_s: float) -> Ref:
-        """Start loading on all ranks; give the result to `wait_built`."""
+        """Start loading on all ranks; give the result to `wait_built`. Those that were found are loaded."""
+        if self.found:
+            return []
         address, port = self._get(self._ranks[0].rendezvous.remote(), timeout_s, "starting the learner")
         return [rank.build.remote(address, port) for rank in self._ranks]
 

@@ -7,13 +7,13 @@ what a worker does (roles/rollout.py).
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.generation import RolloutStats
@@ -26,6 +26,8 @@ from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, Work
 from cluster.pool.ticket import Ticket
 from cluster.roles.rollout import RolloutRole, RolloutSpec
 from cluster.workers.calls import first_line, options
+from cluster.workers.groups import release, reserve
+from cluster.workers.lease import leased, living
 
 MANY = 10_000
 """Calls that a worker's event loop may have under way: tickets wait in its engine, never in Ray."""
@@ -33,27 +35,41 @@ MANY = 10_000
 
 def start_rollout(role: RolePlan, spec: RolloutSpec) -> Callable[[str], RolloutHandle]:
     """What starts one more worker, by name."""
-    return lambda name: RayRollout(role, name, spec)
+    alone = role.gpus >= 1
+
+    def start(name: str) -> RolloutHandle:
+        given = options(role, name)
+        if alone:
+            release(name)  # of one of this name that died with its driver
+            group = reserve(name, {"CPU": role.cpus, "GPU": role.gpus}, given.get("lifetime"))
+            given["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        actor = ray.remote(leased(RolloutRole)).options(max_concurrency=MANY, **given).remote(spec)
+        return RayRollout(actor, name if alone else None)
+
+    return start
+
+
+def living_rollout(role: RolePlan) -> dict[str, RolloutHandle]:
+    """Workers that an earlier driver left, by name; whether they answer shows when they are started."""
+    alone = role.gpus >= 1
+    return {name: RayRollout(actor, name if alone else None) for name, actor in living("rollout").items()}
 
 
 class RayRollout:
-    """One rollout worker's actor."""
+    """One rollout worker's actor. group: the name of its placement group, where it has one."""
 
-    def __init__(self, role: RolePlan, name: str, spec: RolloutSpec) -> None:
-        given = options(role, name)
-        self._group = None
-        if role.gpus >= 1:
-            self._group = placement_group([{"CPU": role.cpus, "GPU": role.gpus}], name=name)
-            given["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group)
-        self._actor = ray.remote(RolloutRole).options(max_concurrency=MANY, **given).remote(spec)
+    def __init__(self, actor: Any, group: str | None) -> None:
+        self._actor = actor
+        self._group = group
+        self._owner = uuid.uuid4().hex
         self._turn = 0
 
     async def start(self) -> WorkerIdentity:
-        return await _answer(self._actor.identity.remote())
+        return await _answer(self._actor.own.remote(self._owner))
 
     async def generate(self, ticket: Ticket) -> tuple[Ref, Ref, RolloutStats]:
         batch, recorded, stats = self._actor.generate.options(num_returns=3).remote(
-            ticket.prompts, ticket.carried, ticket.sampling, ticket.version, ticket.recorded
+            self._owner, ticket.prompts, ticket.carried, ticket.sampling, ticket.version, ticket.recorded
         )
         return batch, recorded, await _answer(stats)
 
@@ -90,12 +106,12 @@ class RayRollout:
     async def stop(self) -> None:
         ray.kill(self._actor)
         if self._group is not None:
-            remove_placement_group(self._group)
+            release(self._group)
 
     def _in_turn(self, verb: str, argument: Any) -> Awaitable[Any]:
         """Numbered here, when it is called: Ray runs the calls of an asynchronous actor in any order."""
         turn, self._turn = self._turn, self._turn + 1
-        return _answer(self._actor.in_turn.remote(turn, verb, argument))
+        return _answer(self._actor.in_turn.remote(self._owner, turn, verb, argument))
 
 
 async def _answer(ref: Ref) -> Any:

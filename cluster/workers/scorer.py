@@ -17,15 +17,18 @@ from cluster.errors import RunFailed
 from cluster.placement import RolePlan
 from cluster.roles.scorer import ScorerRole, ScorerSpec
 from cluster.workers.calls import get, options, stop
+from cluster.workers.lease import leased, living
 
 
 class ScorerPool:
     """timeout_s: the longest that scoring may take. failures: times that each scorer may be started again."""
 
     def __init__(self, role: RolePlan, spec: ScorerSpec, timeout_s: float, failures: int = 0) -> None:
-        actor = ray.remote(ScorerRole)
+        actor = ray.remote(leased(ScorerRole))
         again = {"max_restarts": failures, "max_task_retries": failures}
-        self._actors = [actor.options(**options(role, f"scorer-{i}"), **again).remote(spec) for i in range(role.count)]
+        found = living("scorer")  # of an earlier driver; to score leaves no trace in them
+        names = [f"scorer-{i}" for i in range(role.count)]
+        self._actors = [found.get(n) or actor.options(**options(role, n), **again).remote(spec) for n in names]
         self._timeout_s = timeout_s
         self._failures = failures
         self._busy: dict[str, int] = {}

@@ -57,3 +57,11 @@ def test_metrics_that_a_method_has_not_raise_nothing():
     alarms = Alarms()
     rows = [{"reward/mean": 0.2 if n < WINDOW else 0.9, "policy/entropy": 1.0} for n in range(3 * WINDOW)]
     assert [text for row in rows for _, text in alarms.hear(row)] == []
+
+
+def test_a_run_that_goes_on_knows_its_first_steps_and_tells_nothing_again():
+    rows = [*[HEALTHY] * WINDOW, *[HEALTHY | HACKED] * WINDOW]
+    alarms = Alarms(rows)
+    assert list(alarms.hear(HEALTHY | HACKED)) == [], "told before it was interrupted"
+    assert [t for _ in range(WINDOW) for _, t in alarms.hear(HEALTHY)] == ["reward hacking: no longer so"]
+    assert list(Alarms([*rows, HEALTHY | {"kl/ref": None}]).hear(HEALTHY | HACKED)) == [], "one was not finite"

@@ -78,13 +78,13 @@ def test_a_driver_that_ends_answers_who_asked_last_and_one_that_dies_is_not_wait
     with run.lock(), ControlServer(run, {"scale": scaled}):
         asking = threading.Thread(target=late)
         asking.start()
-        while not list((run.root / "control").iterdir()):
+        while not list((run.root / "control").glob("*.request.json")):  # not its temporary name
             time.sleep(0.005)
     asking.join(5)
     with run.lock():
         asking = threading.Thread(target=late)
         asking.start()
-        while not list((run.root / "control").iterdir()):
+        while not list((run.root / "control").glob("*.request.json")):
             time.sleep(0.005)
     asking.join(5)
     assert heard[0] == "scale: this run has come to its end"

@@ -22,10 +22,13 @@ ONLY_IN = {
     "deepspeed": {"learners/deepspeed_engine.py", "learners/zero_shards.py"},
 }
 RAY_CALLS = {"remote", "get", "put", "wait", "kill", "nodes"}
-RAY_CALLERS = {f"cluster/workers/{name}.py" for name in ("broker", "calls", "learner", "nodes", "rollout", "scorer")}
+RAY_CALLERS = {
+    f"cluster/workers/{name}.py" for name in ("broker", "calls", "learner", "lease", "nodes", "rollout", "scorer")
+}
 RAY_IMPORTERS = {
     *RAY_CALLERS,
     "cluster/connection.py",  # starts or joins a cluster, and calls no worker
+    "cluster/workers/groups.py",  # reserves places, and calls no worker
     "cluster/jobs.py",  # Ray Jobs' client, which starts no worker
 }
 SERVING = "serve/"

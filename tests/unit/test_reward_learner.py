@@ -17,6 +17,8 @@ from tests.fixtures.columns import CPU, as_rank, batch_of, gradients_of, random_
 from tests.fixtures.tiny_model import make_tiny_model
 
 PAIRS = random_batch(5, [4, 3, 6, 2], [[5, 2], [3, 4], [6, 6], [1, 9]], shuffle=True)
+ROUNDING = 1e-5
+"""Relative: scores reach 16 here, and float32 kernels of other shapes round otherwise, on some processors more."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_a_row_s_score_is_read_at_its_last_token(path, budget):
     batch = SampleBatch.concat([PAIRS, batch_of(sample(99, 0, [5, 6], []), sample(98, 0, [5, 6], [7]))])
     learner = learner_of(path, budget)
     np.testing.assert_allclose(
-        assemble([learner.row_scores(batch)], len(batch)), scores_by_hand(learner, batch), atol=1e-5
+        assemble([learner.row_scores(batch)], len(batch)), scores_by_hand(learner, batch), rtol=ROUNDING, atol=1e-5
     )
 
 
@@ -114,7 +116,7 @@ def test_an_export_scores_as_the_learner_does(path, tmp_path):
     assert loaded.model.config.num_labels == 1
     chats = [[*PAIRS.prompt_of(row), *PAIRS.response_of(row)] for row in range(len(PAIRS))]
     mine = assemble([learner.row_scores(PAIRS)], len(PAIRS))
-    np.testing.assert_allclose(loaded.score_tokens(chats), mine, atol=1e-5)
+    np.testing.assert_allclose(loaded.score_tokens(chats), mine, rtol=ROUNDING, atol=1e-5)
 
 
 def test_a_reward_model_goes_on_from_its_own_head(path, tmp_path):

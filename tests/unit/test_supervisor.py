@@ -130,3 +130,59 @@ def _until(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, os.listdir(path.parent)
         time.sleep(0.01)
+
+
+KEPT_PROGRAM = """
+import sys
+from pathlib import Path
+from cluster import supervisor
+folder = Path(sys.argv[1])
+sys.executable = str(folder / "driver")
+
+class Keeper:
+    '''A cluster of which the first goes when a file says so.'''
+    made = 0
+    def __init__(self):
+        Keeper.made += 1
+        self.number, self.line, self.ended = Keeper.made, None, False
+    @property
+    def alive(self):
+        return not (self.number == 1 and (folder / "gone").exists())
+    def look(self, wait_s):
+        self.line = f"cluster {self.number}"
+        return True
+    def end(self):
+        with (folder / "ends").open("a") as file:
+            print(self.number, file=file)
+
+begun = lambda: folder if (folder / "config.yaml").exists() else None
+def keep(again):
+    with (folder / "asked").open("a") as file:
+        print(again, file=file)
+    return Keeper()
+sys.exit(supervisor.supervise(["train", "x.yaml"], begun, lambda run: (3, 0.01), keep))
+"""
+
+
+@pytest.fixture
+def start_kept(start, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PROGRAM", KEPT_PROGRAM)
+    return start
+
+
+def test_every_driver_is_told_the_cluster_that_is_kept(start_kept, tmp_path):
+    told = 'cat <&"$RAYLIGN_KEPT" >> told; echo >> told'
+    process = start_kept(f'touch config.yaml; {told}; if [ "$LIFE" -lt 2 ]; then kill -9 $$; fi; exit 0')
+    assert process.wait(20) == 0
+    assert (tmp_path / "told").read_text().split("\n")[:-1] == ["cluster 1"] * 3
+    assert (tmp_path / "asked").read_text() == "False\n" and (tmp_path / "ends").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("then", ["while true; do sleep 0.05; done", "exit 1"])
+def test_a_driver_whose_cluster_is_gone_is_ended_and_resumed_with_another(start_kept, tmp_path, then):
+    told = 'cat <&"$RAYLIGN_KEPT" >> told; echo >> told'
+    process = start_kept(f'touch config.yaml; {told}; if [ "$LIFE" -ge 1 ]; then exit 0; fi; touch gone; {then}')
+    assert process.wait(20) == 0
+    assert (tmp_path / "told").read_text().split() == ["cluster", "1", "cluster", "2"]
+    assert (tmp_path / "asked").read_text() == "False\nTrue\n" and (tmp_path / "ends").read_text() == "2\n"
+    assert process.stderr.read() == "the driver was ended by the loss of its cluster; resuming from the last commit\n"
