@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ TABLE = "RAYLIGN_CHAOS_TABLE"
 class Fault:
     """role: of the process, as Raylign names it (`rollout-0`, `learner-1`, `driver`). at: `module:Class.method`. call:
     which call of it. do: kill, stop, exit, sleep (seconds), raise, nospace (no space left on the device), full
-    (SQLite's word for it), nan (its first argument, a tensor, is not a number)."""
+    (SQLite's word for it), nan (its first argument, a tensor, is not a number), jump (the process's clock is set ahead
+    by `seconds`)."""
 
     id: str
     role: str
@@ -56,12 +57,10 @@ class Ended:
     output: str
     run_dir: Path
     strikes: dict[str, dict[str, Any]]
-    events: list[dict[str, Any]] = field(default_factory=list)
 
     def after(self, fault: str, *kinds: str) -> list[dict[str, Any]]:
         """Events of these kinds since the fault struck."""
-        struck = self.strikes[fault]["time"]
-        return [event for event in self.events if event["time"] >= struck - 0.1 and event["kind"] in kinds]
+        return events_of(self.run_dir, self.strikes[fault]["time"], *kinds)
 
 
 def run_with(
@@ -83,9 +82,7 @@ def run_with(
     finally:
         stop(process)
     strikes = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-    events_file = run_dir / "events.jsonl"
-    events = [json.loads(line) for line in events_file.read_text().splitlines()] if events_file.exists() else []
-    ended = Ended(code, log.read_text(), run_dir, strikes, events)
+    ended = Ended(code, log.read_text(), run_dir, strikes)
     assert not (missed := {fault.id for fault in faults} - strikes.keys()), f"did not strike: {missed}\n{ended.output}"
     assert left_behind(log, timeout_s=30) == []
     return ended
@@ -124,10 +121,20 @@ def assert_same_weights(run_dir: Path, undisturbed: Path, step: int) -> None:
     assert not differ, f"{len(differ)} of {len(expected)} tensors differ, such as {differ[0]}"
 
 
+def events_of(run_dir: Path, since: float, *kinds: str) -> list[dict[str, Any]]:
+    """Events of these kinds since then (unix seconds)."""
+    file = run_dir / "events.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return [event for event in map(json.loads, lines) if event["time"] >= since - 0.1 and event["kind"] in kinds]
+
+
 def report(ended: Ended, fault: str, detected: str = "lost", recovered: str = "recovered") -> None:
+    """A line of the table for a planted fault."""
+    table_row(fault, ended.strikes[fault]["time"], ended.after(fault, detected), ended.after(fault, recovered))
+
+
+def table_row(fault: str, struck: float, noticed: Sequence[dict[str, Any]], mended: Sequence[dict[str, Any]]) -> None:
     """A line of the table: the fault, seconds until it was noticed, and until the run was whole again."""
-    noticed, mended = (ended.after(fault, kind) for kind in (detected, recovered))
-    struck = ended.strikes[fault]["time"]
     row = [fault, *(f"{events[0]['time'] - struck:.1f}" if events else "" for events in (noticed, mended))]
     print(" | ".join(row))
     if path := os.environ.get(TABLE):

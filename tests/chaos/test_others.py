@@ -108,6 +108,25 @@ def test_twenty_kills_of_the_driver_at_random_moments_change_nothing(tiny_model:
     assert_same_weights(run, tmp_path / "calm" / "run", RANDOM_STEPS)
 
 
+@pytest.mark.chaos
+def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """A day ahead, and more than a day back: no deadline is of the clock on the wall."""
+    day = 86400.0
+    faults = [
+        Fault("driver a day ahead", "driver", "cluster.scoring:Scoring.settle", call=2, do="jump", seconds=day),
+        Fault("driver a day behind", "driver", "cluster.scoring:Scoring.settle", call=4, do="jump", seconds=-2 * day),
+        Fault("worker ahead", "rollout-0", "actors.rollout:RolloutWorker.pump", call=20, do="jump", seconds=day),
+        Fault("learner behind", "learner-0", "learners.torch_engine:TorchEngine.step", call=2, do="jump", seconds=-day),
+    ]
+    ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    lines = map(json.loads, (ended.run_dir / "events.jsonl").read_text().splitlines())
+    assert [event for event in lines if event["kind"] in ("lost", "stuck", "recovered")] == []
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed)
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+
+
 def wait_for_life(run: Path, supervisor: subprocess.Popen[bytes]) -> psutil.Process | None:
     """The driver, once it trains; None when the run has ended."""
     deadline = time.monotonic() + 120

@@ -2,8 +2,8 @@
 
 In: RAYLIGN_FAULTS, a JSON list of faults: {"id", "role", "at": "module:Class.method", "call": n, "do", "seconds"}; the
 process's role stands in RAYLIGN_ROLE. At the n-th call of that method in a process of that role it kills, stops or
-delays its own process, or raises. Each fault strikes once in a run: whoever creates its file in RAYLIGN_FAULTS_DIR,
-which then says when and in which process. Nothing of it is in Raylign.
+delays its own process, sets its clock, or raises. Each fault strikes once in a run: whoever creates its file in
+RAYLIGN_FAULTS_DIR, which then says when and in which process. Nothing of it is in Raylign.
 """
 
 from __future__ import annotations
@@ -24,6 +24,20 @@ from types import ModuleType
 from typing import Any
 
 
+class Clock:
+    """time.time of a machine whose clock is set."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._real = time.time
+
+    def __call__(self) -> float:
+        return self._real() + self.ahead_s
+
+
+clock = Clock()
+
+
 def strike(fault: dict[str, Any]) -> bool:
     """Whether it is this fault's turn and it left the process alive."""
     path = os.path.join(os.environ["RAYLIGN_FAULTS_DIR"], f"{fault['id']}.json")
@@ -32,7 +46,7 @@ def strike(fault: dict[str, Any]) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(handle, "w") as file:
-        json.dump({"pid": os.getpid(), "time": time.time()}, file)
+        json.dump({"pid": os.getpid(), "time": clock()}, file)
         file.flush()
         os.fsync(file.fileno())
     if fault["do"] == "kill":
@@ -43,6 +57,8 @@ def strike(fault: dict[str, Any]) -> bool:
         os._exit(3)
     elif fault["do"] == "sleep":
         time.sleep(fault["seconds"])
+    elif fault["do"] == "jump":
+        clock.ahead_s += fault["seconds"]
     elif fault["do"] == "nospace":
         raise OSError(errno.ENOSPC, "No space left on device")
     elif fault["do"] == "full":
@@ -103,6 +119,7 @@ def install() -> None:
         if fault["role"] == role:
             faults.setdefault(fault["at"].partition(":")[0], []).append(fault)
     if faults:
+        time.time = clock
         sys.meta_path.insert(0, Planter(faults))
 
 

@@ -1,0 +1,173 @@
+"""The cluster under a run: its head dies or is started again, and the run is the same run; a run whose supervisor died
+leaves nothing on a cluster that goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.chaos.harness import (
+    CHANGES,
+    STEPS,
+    assert_balanced,
+    assert_same_numbers,
+    assert_same_weights,
+    events_of,
+    table_row,
+)
+from tests.integration.rewards import SLOW
+from tests.integration.runs import left_behind, marked, merged, recipe, start, stop, wait_for_step
+
+PACED = {"reward": {"functions": {"digits": {"function": "tests/integration/rewards.py:paced_digit_share"}}}}
+GONE_S = 30.0
+
+
+@pytest.fixture
+def pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While it exists the run's steps take their time."""
+    path = tmp_path / "slow"
+    path.touch()
+    monkeypatch.setenv(SLOW, str(path))
+    return path
+
+
+@pytest.fixture
+def cluster(pace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One node whose head keeps its tables on disk."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_gcs_storage", "rocksdb")
+    monkeypatch.setenv("RAY_gcs_storage_path", str(tmp_path / "gcs"))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def wait_until(what: Callable[[], Any], timeout_s: float) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"it did not come within {timeout_s} s"
+        time.sleep(0.1)
+    return found
+
+
+def assert_undisturbed(process: subprocess.Popen[bytes], run: Path, log: Path, undisturbed: Path) -> None:
+    try:
+        code = process.wait(200)
+    finally:
+        stop(process)
+    assert code == 0, log.read_text()[-6000:]
+    assert left_behind(log, timeout_s=GONE_S) == []
+    assert_balanced(run, trained=4 * STEPS)
+    assert_same_numbers(run, undisturbed)
+    assert_same_weights(run, undisturbed, STEPS)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_local_cluster_that_dies_is_started_again_with_the_run(
+    undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path, part: str
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    process = start("train", recipe(tmp_path, tiny_model, **merged(CHANGES, PACED)), "--run-dir", run, log=log)
+    try:
+        wait_for_step(process, run, 3)
+        (victim,) = [found for found in marked(str(log)) if found.name() == part]
+        victim.kill()
+        at = time.time()
+        pace.unlink()
+        wait_until(lambda: events_of(run, at, "start"), 120)
+    except BaseException:
+        stop(process)
+        raise
+    assert_undisturbed(process, run, log, undisturbed)
+    assert "the driver was ended by the loss of its cluster; resuming from the last commit" in log.read_text()
+    table_row(f"local cluster's {part} killed", at, [], events_of(run, at, "start"))
+
+
+@pytest.mark.chaos
+def test_a_head_that_is_started_again_changes_nothing(
+    cluster: Any, undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
+    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
+    try:
+        wait_for_step(process, run, 2)
+        cluster.head_node.kill_gcs_server()
+        at = time.time()
+        time.sleep(5.0)  # the run goes on without
+        cluster.head_node.start_gcs_server()
+        back = time.time()
+        pace.unlink()
+    except BaseException:
+        stop(process)
+        raise
+    assert_undisturbed(process, run, log, undisturbed)
+    assert events_of(run, at, "lost") == [], "nobody died of it"
+    table_row("head's GCS killed, back after 5 s", at, [], events_of(run, back, "checkpoint"))
+
+
+@pytest.mark.chaos
+def test_a_driver_that_dies_finds_its_workers_on_a_cluster_that_it_joined(
+    cluster: Any, undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
+    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
+    try:
+        wait_for_step(process, run, 3)
+        (driver,) = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
+        driver.kill()
+        at = time.time()
+        pace.unlink()
+    except BaseException:
+        stop(process)
+        raise
+    assert_undisturbed(process, run, log, undisturbed)
+    (found,) = events_of(run, at, "recovered")
+    assert found["text"] == "the run goes on with 1 rollout workers and the learner of the driver before"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("victims", ["the supervisor", "all processes of the run that are not the cluster's"])
+def test_a_run_whose_supervisor_dies_leaves_nothing_on_the_cluster(
+    cluster: Any, tiny_model: Path, tmp_path: Path, pace: Path, victims: str
+) -> None:
+    """Its keeper ends the workers; where that dies too, they end with their lease."""
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
+    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
+    try:
+        wait_for_step(process, run, 1)
+        workers = [p for p in psutil.process_iter() if _works_for(p, run)]
+        assert len(workers) == 4, "learner, rollout worker, scorer and its reward functions"
+    finally:
+        for each in psutil.Process(process.pid).children() if victims != "the supervisor" else []:
+            each.kill()
+        stop(process)
+    wait_until(lambda: not any(_alive(p) for p in workers), GONE_S)
+    assert left_behind(log, timeout_s=GONE_S) == []
+
+
+def _works_for(process: psutil.Process, run: Path) -> bool:
+    try:
+        environment = process.environ()
+        return bool(environment.get("RAYLIGN_ROLE")) and environment.get("RAYLIGN_STACKS", "").startswith(str(run))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

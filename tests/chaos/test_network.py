@@ -1,0 +1,124 @@
+"""A network that is cut between two nodes: who is beyond it is given up, and the run goes on on this side.
+
+The second node lives in a network namespace of its own, joined to this one by a pair of virtual interfaces; taking one
+down cuts it off without ending anything there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.chaos.harness import (
+    CHANGES,
+    STEPS,
+    assert_balanced,
+    assert_same_numbers,
+    assert_same_weights,
+    events_of,
+    table_row,
+)
+from tests.chaos.test_heads import PACED, pace  # noqa: F401 - a fixture
+from tests.chaos.test_nodes import roles_under
+from tests.integration.runs import left_behind, merged, recipe, start, stop, train, wait_for_step
+
+SPACE, HERE_LINK, THERE_LINK = "raylign-cut", "raylign-0", "raylign-1"
+HERE, THERE, PORT = "10.77.0.1", "10.77.0.2", 26379
+TWO_WORKERS = merged(CHANGES, {"rollout": {"workers": 2}})
+
+
+def run_command(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+
+
+def may_cut() -> bool:
+    """Whether this user may make network namespaces."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    made = subprocess.run(["ip", "netns", "add", f"{SPACE}-try"], capture_output=True).returncode == 0
+    return made and subprocess.run(["ip", "netns", "del", f"{SPACE}-try"], capture_output=True).returncode == 0
+
+
+@dataclass
+class Nodes:
+    """A head here and a node beyond the link."""
+
+    address: str
+
+    def cut(self) -> None:
+        run_command("ip", "link", "set", HERE_LINK, "down")
+
+    def beyond(self) -> set[str]:
+        """Roles of the processes beyond the link."""
+        pids = subprocess.run(["ip", "netns", "pids", SPACE], capture_output=True, text=True).stdout.split()
+        raylets = [int(pid) for pid in pids if psutil.Process(int(pid)).name() == "raylet"]
+        return roles_under(raylets[0]) if raylets else set()
+
+
+@pytest.fixture
+def nodes(pace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:  # noqa: F811
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ray = [str(Path(sys.executable).with_name("ray")), "start", "--num-cpus=4", "--disable-usage-stats"]
+    run_command("ip", "netns", "add", SPACE)
+    try:
+        run_command("ip", "link", "add", HERE_LINK, "type", "veth", "peer", "name", THERE_LINK)
+        run_command("ip", "link", "set", THERE_LINK, "netns", SPACE)
+        run_command("ip", "addr", "add", f"{HERE}/24", "dev", HERE_LINK)
+        run_command("ip", "link", "set", HERE_LINK, "up")
+        for words in (["addr", "add", f"{THERE}/24", "dev", THERE_LINK], ["link", "set", THERE_LINK, "up"]):
+            run_command("ip", "-n", SPACE, *words)
+        run_command("ip", "-n", SPACE, "link", "set", "lo", "up")
+        head = [f"--port={PORT}", f"--node-ip-address={HERE}", "--include-dashboard=false"]
+        run_command(*ray, "--head", *head)
+        run_command("ip", "netns", "exec", SPACE, *ray, f"--address={HERE}:{PORT}", f"--node-ip-address={THERE}")
+        yield Nodes(f"{HERE}:{PORT}")
+    finally:
+        subprocess.run([ray[0], "stop", "--force"], capture_output=True, timeout=60)
+        for pid in subprocess.run(["ip", "netns", "pids", SPACE], capture_output=True, text=True).stdout.split():
+            psutil.Process(int(pid)).kill()
+        subprocess.run(["ip", "netns", "del", SPACE], capture_output=True)
+        subprocess.run(["ip", "link", "del", HERE_LINK], capture_output=True)
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(not may_cut(), reason="needs the right to make network namespaces, and the ip command")
+def test_workers_beyond_a_cut_are_given_up_and_the_run_goes_on(
+    nodes: Nodes,
+    tiny_model: Path,
+    tmp_path: Path,
+    pace: Path,  # noqa: F811
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "run.log"
+    joined = {"ray": {"address": nodes.address}, "rollout": {"timeout_s": 60, "stall_timeout_s": 50}}
+    path = recipe(tmp_path, tiny_model, **merged(merged(TWO_WORKERS, PACED), joined))
+    process = start("train", path, "--run-dir", run, log=log)
+    try:
+        wait_for_step(process, run, 3)
+        beyond = nodes.beyond()
+        assert any(role.startswith("rollout") for role in beyond), beyond
+        nodes.cut()
+        at = time.time()
+        pace.unlink()
+        code = process.wait(250)
+    finally:
+        stop(process)
+    assert code == 0, log.read_text()[-6000:]
+    assert left_behind(log, timeout_s=30) == []
+    assert_balanced(run, trained=4 * STEPS)
+    (tmp_path / "calm").mkdir()
+    calm = recipe(tmp_path / "calm", tiny_model, **merged(TWO_WORKERS, PACED))
+    train(calm, tmp_path / "calm" / "run")
+    assert_same_numbers(run, tmp_path / "calm" / "run")
+    assert_same_weights(run, tmp_path / "calm" / "run", STEPS)
+    whole = [e for e in events_of(run, at, "worker") if "joined" in e["text"]]
+    table_row(f"network cut off a node with {', '.join(sorted(beyond))}", at, events_of(run, at, "lost"), whole)
