@@ -36,8 +36,10 @@ chaos: install  # every planted fault once, and what each cost; the table that t
 	@cat $(CHAOS_TABLE)
 CHAOS_TABLE ?= runs/chaos.md
 
-soak: install  # what takes too long for CI: a thousand kills of scripted workers, checkpoints, drivers
+soak: install  # what takes too long for CI: a thousand kills of scripted workers, fifty of vLLM, checkpoints, drivers
 	$(BIN)/python -m bench.soak
+	$(BIN)/python -m bench.soak_vllm
+	$(BIN)/python -m bench.soak_training
 	RAYLIGN_KILLS=200 $(BIN)/python -m pytest tests/chaos/test_checkpoints.py tests/chaos/test_others.py -m "" -k "kill"
 
 lint: install
