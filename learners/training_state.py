@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,7 +98,7 @@ def read_share(
     steps, shares = read_facts(directory, facts)
     if shares is None:
         return steps, read_tensors(directory, share, masters)
-    if share < shares and SavedShare(directory / rank_file(share)).layout == layout:
+    if share < shares and SavedShare(directory / rank_file(share)).is_cut(layout, masters):
         return steps, read_tensors(directory, share, masters)
     return steps, cut_tensors([SavedShare(directory / rank_file(i)) for i in range(shares)], layout, masters)
 
@@ -125,6 +126,14 @@ class SavedShare:
         if metadata is None or LAYOUT not in metadata:
             raise ValueError(f"{path} does not say what it holds of which parameter; take an earlier checkpoint")
         self.layout = share_layout.from_json(metadata[LAYOUT])
+
+    def is_cut(self, layout: Layout, masters: Mapping[str, torch.Tensor]) -> bool:
+        """Whether it holds just the masters of this layout: the same parts, and as much padding."""
+        if self.layout != layout:
+            return False
+        with _reading(self._path):
+            lengths = {key: math.prod(self._file.get_slice(f"{key}/master").get_shape()) for key in layout}
+        return lengths == {key: master.numel() for key, master in masters.items()}
 
     def part(self, name: str, start: int, length: int) -> torch.Tensor:
         """Elements of a flat tensor."""

@@ -205,6 +205,12 @@ def test_a_share_that_holds_just_what_is_wanted_needs_no_other_file(tmp_path):
     assert found["g/master"].tolist() == A[:4]
 
 
+def test_a_share_of_the_same_parts_and_other_padding_is_cut_to_its_length(tmp_path):
+    saved_at(tmp_path, in_windows(1, 8), {"g": 8})
+    _, found = read_share(tmp_path, MINE, 0, in_windows(1, 8)[0], {"g": torch.zeros(10)})
+    assert found["g/master"].tolist() == [*A, *B, 0.0, 0.0]
+
+
 def test_a_missing_or_cut_file_and_parts_of_unequal_age_are_one_sentence_each(tmp_path):
     def said(share: int = 0) -> str:
         with pytest.raises(ValueError) as error:
