@@ -19,21 +19,25 @@ from tests.contracts.other_ranks_cases import left, taken
 from tests.contracts.train_engine_cases import Critic, llama
 from tests.fixtures.ranks import run_ranks
 
-LEFT_BY_TWO = [
+STAGES = [
     ("zero-0", "float32"),
     ("zero-1", "float32"),
     ("zero-1", "bfloat16"),  # another optimiser of DeepSpeed's
     ("zero-2", "float32"),
-    ("zero-2-offload", "float32"),
     ("zero-3", "float32"),
-    ("zero-3", "bfloat16"),
 ]
+LEFT_BY_TWO = [*STAGES, ("zero-2-offload", "float32"), ("zero-3", "bfloat16")]
 LEFT_BY_ONE = [("torch", "float32")]
-SAME_STAGE = [(kind, dtype, left(kind, dtype, 2)) for kind, dtype in LEFT_BY_TWO]
+SAME_STAGE = [(kind, dtype, left(kind, dtype, 2)) for kind, dtype in STAGES]
 TAKEN = {
     2: [("zero-3", "float32", "zero-2-float32-2"), ("zero-1", "bfloat16", "zero-3-bfloat16-2")],
-    1: [*SAME_STAGE, ("torch", "float32", "zero-3-float32-2"), ("zero-2", "bfloat16", "zero-1-bfloat16-2")],
-    3: [*SAME_STAGE, ("zero-2", "float32", "torch-float32-1"), ("zero-0", "float32", "zero-1-float32-2")],
+    1: [
+        *SAME_STAGE,
+        ("torch", "float32", "zero-3-float32-2"),
+        ("zero-2", "bfloat16", "zero-1-bfloat16-2"),
+        ("zero-3-offload", "float32", "zero-2-offload-float32-2"),
+    ],
+    3: [*SAME_STAGE, ("zero-2", "float32", "torch-float32-1")],
 }
 PAIRS = [(place, taken(kind, world, place)) for world, cases in TAKEN.items() for kind, _, place in cases]
 LEFT = [left(kind, dtype, world) for world, engines in ((2, LEFT_BY_TWO), (1, LEFT_BY_ONE)) for kind, dtype in engines]
@@ -95,6 +99,5 @@ def test_a_state_taken_otherwise_holds_the_same_masters_and_moments_bit_for_bit(
 def test_the_next_step_is_the_one_that_would_have_come(folder, left_at, taken_at):
     uninterrupted, resumed = folder / f"{left_at}-after", folder / f"{taken_at}-after"
     assert largest_difference(folder / left_at, uninterrupted) > 1e-3
-    # DeepSpeed's gradients are of the loss times the ranks: in bfloat16 a factor of 3 rounds, in its eighth bit.
-    rounded = "bfloat16" in left_at and taken_at.endswith("-3")
-    assert largest_difference(uninterrupted, resumed) < (1e-4 if rounded else 1e-6)
+    # bfloat16 rounds in the eighth bit, not always alike: DeepSpeed takes gradients of the loss times the ranks.
+    assert largest_difference(uninterrupted, resumed) < (1e-4 if "bfloat16" in left_at else 1e-6)
