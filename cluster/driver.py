@@ -23,6 +23,7 @@ from actors.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, recovery
 from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s
+from cluster.config.resuming import FREE_TO_CHANGE, changed_keys
 from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster, kept
 from cluster.errors import RunFailed, StepLost, UserError
@@ -51,8 +52,6 @@ from cluster.supervised import SupervisedJob
 from cluster.workers import LEASE, end_living
 
 WATCHDOG_MARGIN = 1.5
-FREE_TO_CHANGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery", "name")
-"""Sections that a resume may change; the rest decides what the numbers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +221,7 @@ def _header(config: Config, placement: Placement, done: int) -> Header:
 
 
 def _refuse_other_config(config: Config, directory: RunDirectory) -> None:
-    saved, given = directory.read_config(), config.model_dump(mode="json")
-    changed = [key for key in given if key not in FREE_TO_CHANGE and saved.get(key) != given[key]]
+    changed = changed_keys(directory.read_config(), config.model_dump(mode="json"), FREE_TO_CHANGE)
     if changed:
         raise UserError(
             f"{directory} was started with other settings of {', '.join(changed)}; a resume may change only "

@@ -38,6 +38,7 @@ from learners.optimizer import (
     squared_norm,
 )
 from learners.saving import Write, write_now
+from learners.share_layout import Layout
 from learners.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
 from learners.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards
 
@@ -197,17 +198,18 @@ class DeepSpeedEngine:
             yield whole
 
     def save(self, directory: Path, write: Write = write_now) -> None:
-        if self._zero.stage > 0 or self.rank == 0:
-            training_state.write_tensors(directory, self.rank, self._shards.masters(), self._adamw, write)
+        if self._share == self.rank:
+            masters = self._shards.masters()
+            training_state.write_tensors(directory, self._share, masters, self._adamw, self._layout(), write)
         if self.rank == 0:
-            training_state.write_facts(directory, self._facts(), self.steps)
+            shares = self.world_size if self._zero.stage > 0 else 1
+            training_state.write_facts(directory, self._facts(), self.steps, shares)
         dist.barrier()
 
     def load(self, directory: Path) -> None:
         masters = self._shards.masters()
         with self._all_or_none(directory):
-            steps = training_state.read_steps(directory, self._facts())
-            saved = training_state.read_tensors(directory, self.rank if self._zero.stage > 0 else 0, masters)
+            steps, saved = training_state.read_share(directory, self._facts(), self._share, self._layout(), masters)
         training_state.put_tensors(saved, masters, self._adamw)
         self._shards.write_back()
         self._shards.drop_gradients()
@@ -246,6 +248,14 @@ class DeepSpeedEngine:
         if isinstance(built, BF16_Optimizer):
             return Bfloat16Stage1Shards(built)
         return Stage3Shards(built) if self._zero.stage == 3 else Stage12Shards(built)
+
+    @property
+    def _share(self) -> int:
+        """Which share of the state this rank holds; without ZeRO all hold the only one."""
+        return self.rank if self._zero.stage > 0 else 0
+
+    def _layout(self) -> Layout:
+        return self._shards.layout({p.parameter: p.name for p in self._trainable}, self.rank)
 
     def _facts(self) -> dict[str, object]:
         return {

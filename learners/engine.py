@@ -57,8 +57,8 @@ class TrainEngine(Protocol):
         files that load without pickle of arbitrary objects; rank-independent content once. write: of tensors."""
 
     def load(self, directory: Path) -> None:
-        """Restore what `save` wrote, bit for bit. ValueError naming the difference if it is of another model, rank
-        count or ZeRO stage."""
+        """Restore what `save` wrote, bit for bit, also with another number of ranks, ZeRO stage or engine: every rank
+        then reads its part of all ranks' files. ValueError naming the difference if it is of another model or dtype."""
 
     def close(self) -> None:
         """Release memory and the process group if this engine made it."""

@@ -1,8 +1,8 @@
 """Tensor files of a checkpoint, written beside training: the tensors are copied, a thread does the rest.
 
-In: named tensors and a path. Out: a safetensors file, synced, with its size and hash. The copies are kept and used
-again by the next checkpoint: fresh pages cost more than the copying. Left out: what is saved (training_state.py), the
-manifest (the driver's).
+In: named tensors, what is said of them, and a path. Out: a safetensors file, synced, with its size and hash. The
+copies are kept and used again by the next checkpoint: fresh pages cost more than the copying. Left out: what is saved
+(training_state.py), the manifest (the driver's).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-Write = Callable[[Mapping[str, torch.Tensor], Path], None]
-"""Puts tensors into a file, now or later; they may change as soon as it returns."""
+Write = Callable[[Mapping[str, torch.Tensor], Path, Mapping[str, str]], None]
+"""Puts tensors and what is said of them (the file's metadata) into a file, now or later; the tensors may change as soon
+as it returns."""
 FileFacts = dict[str, int | str]
 """{"bytes": size, "sha256": hash} of a file."""
 
 
-def write_now(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file({name: _own(tensor) for name, tensor in tensors.items()}, path)
+def write_now(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    save_file({name: _own(tensor) for name, tensor in tensors.items()}, path, dict(metadata))
 
 
 class LaterWriter:
@@ -40,7 +41,7 @@ class LaterWriter:
             future.exception()
         self._writing = {}
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    def __call__(self, tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> None:
         copies = self._copies.setdefault("/".join(path.parts[-2:]), {})  # the same file of every checkpoint
         for gone in copies.keys() - tensors.keys():
             del copies[gone]
@@ -50,7 +51,7 @@ class LaterWriter:
                 copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
             else:
                 held.copy_(tensor.detach())
-        self._writing[path] = self._thread.submit(_write, copies, path)
+        self._writing[path] = self._thread.submit(_write, copies, path, dict(metadata))
 
     def written(self) -> dict[Path, FileFacts] | None:
         """Every file since `begin`; None while one is being written. OSError, of the first that could not be."""
@@ -59,9 +60,9 @@ class LaterWriter:
         return {path: future.result() for path, future in self._writing.items()}
 
 
-def _write(tensors: Mapping[str, torch.Tensor], path: Path) -> FileFacts:
+def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> FileFacts:
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, metadata)
     except Exception as error:  # safetensors wraps the system's errors in its own
         raise OSError(f"{path.name} could not be written: {error}") from error
     with path.open("rb") as file:

@@ -26,6 +26,7 @@ from learners.optimizer import (
     squared_norm,
 )
 from learners.saving import Write, write_now
+from learners.share_layout import Layout, whole
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -109,13 +110,13 @@ class TorchEngine:
             yield [(p.name, p.parameter.detach()) for p in bucket]
 
     def save(self, directory: Path, write: Write = write_now) -> None:
-        training_state.write_tensors(directory, 0, self._adamw.masters, self._adamw, write)
-        training_state.write_facts(directory, self._facts(), self.steps)
+        training_state.write_tensors(directory, 0, self._adamw.masters, self._adamw, self._layout(), write)
+        training_state.write_facts(directory, self._facts(), self.steps, shares=1)
 
     def load(self, directory: Path) -> None:
-        steps = training_state.read_steps(directory, self._facts())
-        saved = training_state.read_tensors(directory, 0, self._adamw.masters)
-        training_state.put_tensors(saved, self._adamw.masters, self._adamw)
+        masters = self._adamw.masters
+        steps, saved = training_state.read_share(directory, self._facts(), 0, self._layout(), masters)
+        training_state.put_tensors(saved, masters, self._adamw)
         self._adamw.write_back()
         self._adamw.drop_gradients()
         self.steps = steps
@@ -123,6 +124,9 @@ class TorchEngine:
     def close(self) -> None:
         self._adamw.state.clear()
         self._adamw.drop_gradients()
+
+    def _layout(self) -> Layout:
+        return whole((name, master.numel()) for name, master in self._adamw.masters.items())
 
     def _facts(self) -> dict[str, object]:
         shapes = training_state.model_digest((p.name, p.shape) for p in self._trainable)

@@ -1,19 +1,25 @@
 """Where each ZeRO stage keeps this rank's share of gradients, master weights and moments.
 
 In: the optimiser that DeepSpeed built and the AdamW inside it. Out: one small interface over the four layouts, so that
-the engine can take the global norm before anything moves, clip, drop a bad step, and save or restore a share bit for
-bit. It reads DeepSpeed's own attributes, pinned to its version; the contract tests fail if they move.
+the engine can take the global norm before anything moves, clip, drop a bad step, save or restore a share bit for bit,
+and say what of which parameter it holds. It reads DeepSpeed's own attributes, pinned to its version; the contract tests
+fail if they move.
 
 Left out: importing DeepSpeed (deepspeed_engine does), NVMe offload (its shares are not in memory between steps).
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from learners.optimizer import MasterAdamW
+from learners.share_layout import Layout, slices, whole, window
+
+Names = Mapping[torch.nn.Parameter, str]
+T = TypeVar("T")
 
 
 class Shards(Protocol):
@@ -25,6 +31,9 @@ class Shards(Protocol):
     def gradients(self) -> list[torch.Tensor]: ...
 
     def masters(self) -> dict[str, torch.Tensor]: ...
+
+    def layout(self, names: Names, rank: int) -> Layout:
+        """What of which parameter the masters of this rank are."""
 
     def write_back(self) -> None:
         """Make the parameters, on all ranks, the rounded masters."""
@@ -47,6 +56,9 @@ class ReplicatedShards:
     def masters(self) -> dict[str, torch.Tensor]:
         return self._adamw.masters
 
+    def layout(self, names: Names, rank: int) -> Layout:
+        return whole((name, master.numel()) for name, master in self._adamw.masters.items())
+
     def write_back(self) -> None:
         self._adamw.write_back()
 
@@ -67,6 +79,9 @@ class Bfloat16Stage1Shards:
 
     def masters(self) -> dict[str, torch.Tensor]:
         return _by_group(self._optimizer.fp32_groups_flat_partition)
+
+    def layout(self, names: Names, rank: int) -> Layout:
+        return _windows(self._optimizer.bf16_groups, self._optimizer.fp32_groups_flat_partition, names, rank)
 
     def write_back(self) -> None:
         self._optimizer.update_lp_params()
@@ -92,6 +107,9 @@ class Stage12Shards:
 
     def masters(self) -> dict[str, torch.Tensor]:
         return _by_group(self._optimizer.single_partition_of_fp32_groups)
+
+    def layout(self, names: Names, rank: int) -> Layout:
+        return _windows(self._optimizer.bit16_groups, self._optimizer.single_partition_of_fp32_groups, names, rank)
 
     def write_back(self) -> None:
         self._optimizer.update_lp_params()
@@ -127,6 +145,12 @@ class Stage3Shards:
     def masters(self) -> dict[str, torch.Tensor]:
         return _by_group(self._optimizer.fp32_partitioned_groups_flat)
 
+    def layout(self, names: Names, rank: int) -> Layout:
+        groups = self._optimizer.fp16_groups
+        return _by_group(
+            [slices([(names[p], p.ds_numel, p.partition_numel()) for p in group], rank) for group in groups]
+        )
+
     def write_back(self) -> None:
         optimizer = self._optimizer
         for group in range(len(optimizer.fp16_groups)):
@@ -146,5 +170,17 @@ class Stage3Shards:
                 gradient.zero_()
 
 
-def _by_group(tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"group-{i}": tensor for i, tensor in enumerate(tensors)}
+def _by_group(groups: Sequence[T]) -> dict[str, T]:
+    return {f"group-{i}": group for i, group in enumerate(groups)}
+
+
+def _windows(
+    groups: Sequence[Sequence[torch.nn.Parameter]], masters: Sequence[torch.Tensor], names: Names, rank: int
+) -> Layout:
+    """Stages 1 and 2 lay a group's parameters end to end, pad the end, and give each rank an equal length of it."""
+    return _by_group(
+        [
+            window([(names[p], p.numel()) for p in group], rank * master.numel(), master.numel())
+            for group, master in zip(groups, masters, strict=True)
+        ]
+    )

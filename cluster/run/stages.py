@@ -16,13 +16,9 @@ from typing import Any
 import yaml
 
 from cluster.config.pipeline import Pipeline
+from cluster.config.resuming import FREE_IN_A_STAGE, FREE_WHEN_DONE, changed_keys
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory, write_atomic
-
-FREE_IN_A_STAGE = ("steps", "evaluation", "checkpoint", "ray", "tracking", "weights", "recovery")
-"""Sections of an unfinished stage that a resume may change, as of any run."""
-FREE_WHEN_DONE = ("ray", "tracking", "weights", "recovery")
-"""Of a finished stage only where it ran: it is not run again, so another setting would be ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +121,7 @@ class PipelineDirectory:
         changed += [] if saved["name"] == given["name"] else ["name"]
         for before, after in zip(saved["stages"], given["stages"], strict=False):
             free = FREE_WHEN_DONE if before["name"] in done else FREE_IN_A_STAGE
-            keys = [k for k in after if k != "name" and k not in free and before.get(k) != after[k]]
-            changed += [f"{before['name']}: {key}" for key in keys if names == now]
+            changed += [f"{before['name']}: {key}" for key in changed_keys(before, after, free) if names == now]
         if changed:
             raise UserError(
                 f"{self} was started with another pipeline ({', '.join(changed)}); give that one, or start a new run "

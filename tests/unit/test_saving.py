@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from learners import saving
@@ -26,13 +27,15 @@ def test_a_file_holds_the_tensors_as_they_were_however_they_change_meanwhile(tmp
     writer = LaterWriter()
     moving = torch.arange(4.0)
     writer.begin()
-    writer({"a": moving, "b": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "rank-0.safetensors")
+    writer({"a": moving, "b": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "rank-0.safetensors", {"of": "a"})
     moving.add_(100.0)
     assert writer.written() is None
     go_on.set()
     facts = wait(writer)[tmp_path / "rank-0.safetensors"]
     found = load_file(tmp_path / "rank-0.safetensors")
     assert found["a"].tolist() == [0.0, 1.0, 2.0, 3.0] and found["b"].dtype == torch.bfloat16
+    with safe_open(tmp_path / "rank-0.safetensors", "pt") as file:
+        assert file.metadata() == {"of": "a"}
     content = (tmp_path / "rank-0.safetensors").read_bytes()
     assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -45,7 +48,7 @@ def test_the_next_checkpoint_uses_the_copies_again_and_follows_what_came_and_wen
         path = tmp_path / f"step-{step}" / "policy" / "rank-0.safetensors"
         path.parent.mkdir(parents=True)
         writer.begin()
-        writer(tensors, path)
+        writer(tensors, path, {})
         assert list(wait(writer)) == [path]
         assert {n: t.tolist() for n, t in load_file(path).items()} == {n: t.tolist() for n, t in tensors.items()}
         places.append(writer._copies["policy/rank-0.safetensors"]["a"].data_ptr())
@@ -55,7 +58,7 @@ def test_the_next_checkpoint_uses_the_copies_again_and_follows_what_came_and_wen
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     writer = LaterWriter()
     writer.begin()
-    writer({"a": torch.ones(1)}, tmp_path / "not there" / "rank-0.safetensors")
+    writer({"a": torch.ones(1)}, tmp_path / "not there" / "rank-0.safetensors", {})
     with pytest.raises(OSError, match=r"rank-0.safetensors could not be written"):
         wait(writer)
     writer.begin()
@@ -66,6 +69,6 @@ def test_views_of_one_buffer_are_written_each_by_itself(tmp_path: Path) -> None:
     whole = torch.arange(6.0)
     writer = LaterWriter()
     for write, name in ((write_now, "now"), (writer, "later")):
-        write({"a": whole[:2], "b": whole[2:]}, tmp_path / f"{name}.safetensors")
+        write({"a": whole[:2], "b": whole[2:]}, tmp_path / f"{name}.safetensors", {"of": "a"})
     wait(writer)
     assert (tmp_path / "now.safetensors").read_bytes() == (tmp_path / "later.safetensors").read_bytes()
