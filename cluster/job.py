@@ -48,7 +48,13 @@ class Job:
         self.console = console
         self.model_path = model_path
         self.ledger = Ledger(directory.ledger_file)
-        self.commits = Commits(directory.checkpoints, events, console.event, config.learner.update_timeout_s)
+        self.commits = Commits(
+            directory.checkpoints,
+            events,
+            console.event,
+            config.learner.update_timeout_s,
+            committed=lambda: directory.push(running=True),
+        )
         self.timeline = Timeline(directory)
         self._alarms = Alarms(read_json_lines(directory.metrics_file))
         self.heard: Callable[[str], None] = lambda what: None

@@ -25,13 +25,22 @@ Written = Callable[[], Mapping[str, Mapping[str, Any]] | None]
 
 
 class Commits:
-    """tell: hears of a checkpoint that could not be written. timeout_s: for writing one."""
+    """tell: hears of a checkpoint that could not be written. timeout_s: for writing one. committed: called after each,
+    beside training."""
 
-    def __init__(self, folder: Path, events: EventsWriter, tell: Callable[[str], None], timeout_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        events: EventsWriter,
+        tell: Callable[[str], None],
+        timeout_s: float,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._folder = folder
         self._events = events
         self._tell = tell
         self._timeout_s = timeout_s
+        self._committed = committed
         self._thread: threading.Thread | None = None
         self._dropped = threading.Event()
         self._failure: Exception | None = None
@@ -100,6 +109,12 @@ class Commits:
         self._failed_in_a_row = 0
         took = round(time.monotonic() - began, 2)
         self._events.write("checkpoint", f"committed step {step}", step, seconds=took, stall_seconds=round(stall_s, 3))
+        try:
+            self._committed()
+        except Exception as error:  # fault boundary: the commit stands here, and is sent along with the next
+            text = f"the checkpoint of step {step} could not be copied to where the run is kept ({error})"
+            self._events.write("damaged", text)
+            self._tell(f"{text}; the run goes on, and sends it with the next")
 
     def _failed(self, step: int, error: Exception, last: bool) -> None:
         self._failed_in_a_row += 1

@@ -169,9 +169,10 @@ class RunDirectory:
                 shutil.rmtree(policy)
         self.report_file.unlink(missing_ok=True)
 
-    def push(self, only: Path | None = None) -> None:
+    def push(self, only: Path | None = None, running: bool = False) -> None:
         """Make the URL hold what the working copy holds: changed files, manifests last; removed files are removed.
-        only: push this one file and nothing else."""
+        only: push this one file and nothing else. running: a driver works here, so neither files that are half written
+        nor its ledger, of which checkpoints hold copies."""
         if self.url is None:
             return
         import fsspec
@@ -181,6 +182,9 @@ class RunDirectory:
             _relative(file, self.root): file for file in ([only] if only else self.root.rglob("*")) if file.is_file()
         }
         here.pop(self.lock_file.name, None)
+        if running:
+            half = {name for name in here if any(part.startswith(".") for part in name.split("/"))}
+            here = {n: f for n, f in here.items() if n not in half and not n.startswith(self.ledger_file.name)}
         for name in sorted(here, key=lambda name: (name.endswith("manifest.json"), name)):
             stat = here[name].stat()
             if self._pushed.get(name) != (stat.st_size, stat.st_mtime_ns):

@@ -55,6 +55,27 @@ def test_training_goes_on_while_it_is_written_and_it_counts_when_it_is_whole(ben
     assert list(bench.run.checkpoints.glob(".*")) == []
 
 
+def test_each_commit_is_sent_to_where_the_run_is_kept_and_one_that_cannot_be_is_told(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    seen: list[list[int]] = []
+
+    def send() -> None:
+        seen.append(checkpoint.steps(bench.run.checkpoints))
+        if len(seen) == 1:
+            raise OSError("no route to the bucket")
+
+    bench.commits = Commits(bench.run.checkpoints, bench.events, bench.told.append, timeout_s=20.0, committed=send)
+    bench.written.set()
+    for step in (2, 4):
+        bench.begin(step)
+        bench.commits.wait(last=step == 4)
+    assert seen == [[2], [2, 4]]
+    assert bench.told == [
+        "the checkpoint of step 2 could not be copied to where the run is kept (no route to the bucket); the run goes "
+        "on, and sends it with the next"
+    ]
+
+
 def test_the_next_waits_for_the_one_before(bench: Bench) -> None:
     bench.begin(2)
     threading.Timer(0.3, bench.written.set).start()

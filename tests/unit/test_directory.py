@@ -107,6 +107,25 @@ def test_malformed_line_in_the_middle_is_named_by_file_and_number(tmp_path):
         read_json_lines(file)
 
 
+def test_a_run_that_goes_on_is_pushed_without_its_ledger_and_what_is_half_written():
+    import fsspec
+
+    run = make_fake_run("memory://bucket/run-3", steps=2, sample_steps=0)
+    run.push()
+    half = run.checkpoints / ".step-3.tmp"
+    half.mkdir()
+    (half / "state").write_text("half")
+    whole = run.checkpoint(2)
+    whole.mkdir()
+    (whole / "ledger.sqlite").write_text("a backup")
+    run.push(running=True)
+    there = fsspec.filesystem("memory")
+    names = {name.removeprefix("/bucket/run-3/") for name in there.find("bucket/run-3")}
+    assert "checkpoints/step-2/ledger.sqlite" in names and "metrics.jsonl" in names
+    assert "ledger.sqlite" not in names, "an older one would be taken for the present"
+    assert not [name for name in names if "/." in name]
+
+
 def test_url_run_is_pushed_pulled_and_loses_what_the_working_copy_lost(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path / "here"))
     url = "memory://bucket/run-1"
