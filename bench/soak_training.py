@@ -111,12 +111,14 @@ def effective(run: Run) -> dict[str, float]:
     rows = [row for row in run.records("metrics.jsonl") if row["step"] > 0]
     step_s = statistics.median(row["time/step_s"] for row in rows)
     wall_s = rows[-1]["time"] - (rows[0]["time"] - rows[0]["time/step_s"])
+    stalls = [event["stall_seconds"] for event in run.records("events.jsonl") if event["kind"] == "checkpoint"]
     final = next(row for row in reversed(rows) if "eval/correct" in row)
     return {
         "steps": len(rows),
         "kills": run.killed.total(),
         "median step (s)": step_s,
         "wall (s)": wall_s,
+        "stall (s)": statistics.median(stalls),
         "effective": len(rows) * step_s / wall_s,
         "right answers at the end": final["eval/correct"],
         "low": final["eval/correct_low"],
@@ -135,11 +137,20 @@ def main() -> None:
             kills = ", ".join(f"{count} {role}" for role, count in sorted(run.killed.items())) or "none"
             score = f"{found['right answers at the end']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
             rows.append([f"{pause:g}", kills, found["steps"], found["median step (s)"], found["wall (s)"]])
-            rows[-1] += [found["effective"], score]
+            rows[-1] += [found["effective"], found["stall (s)"], score]
             print(rows[-1], file=sys.stderr, flush=True)
     table(
         "SmolLM2, GRPO, two cores: random kills of its processes",
-        ["a kill every (s)", "killed", "steps", "median step (s)", "wall (s)", "effective", "right answers"],
+        [
+            "a kill every (s)",
+            "killed",
+            "steps",
+            "median step (s)",
+            "wall (s)",
+            "effective",
+            "stall of a commit (s)",
+            "right answers",
+        ],
         rows,
     )
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
+import subprocess
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint": {"every_steps": 2, "asynchronous": True},
 }
 """Of the recipe of tests/integration/runs.py: six deterministic steps, a commit every second one."""
+SHARED_MEMORY = "/dev/shm"
 INJECT = Path(__file__).parent / "inject"
 TABLE = "RAYLIGN_CHAOS_TABLE"
 """In the environment: a file that takes a line for each fault that was borne."""
@@ -64,9 +67,16 @@ class Ended:
 
 
 def run_with(
-    faults: Sequence[Fault], recipe: Path, run_dir: Path, *arguments: object, timeout_s: float = 280, **environment: str
+    faults: Sequence[Fault],
+    recipe: Path,
+    run_dir: Path,
+    *arguments: object,
+    timeout_s: float = 280,
+    meanwhile: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    **environment: str,
 ) -> Ended:
-    """Train with these faults planted. Fails the test when one of them did not strike, or a process is left behind."""
+    """Train with these faults planted. Fails the test when one of them did not strike, or anything is left behind.
+    meanwhile: what the test itself does to the run."""
     folder = run_dir.with_suffix(".faults")
     folder.mkdir(parents=True)
     log = run_dir.with_suffix(".log")
@@ -76,8 +86,10 @@ def run_with(
         "RAYLIGN_FAULTS": json.dumps(planted),
         "RAYLIGN_FAULTS_DIR": str(folder),
     }
+    shared = set(os.listdir(SHARED_MEMORY))
     process = start("train", recipe, "--run-dir", run_dir, *arguments, log=log, **environment)
     try:
+        meanwhile(process)
         code = process.wait(timeout_s)
     finally:
         stop(process)
@@ -85,7 +97,18 @@ def run_with(
     ended = Ended(code, log.read_text(), run_dir, strikes)
     assert not (missed := {fault.id for fault in faults} - strikes.keys()), f"did not strike: {missed}\n{ended.output}"
     assert left_behind(log, timeout_s=30) == []
+    assert set(os.listdir(SHARED_MEMORY)) <= shared, "shared memory was left behind"
+    half = [path for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
+    assert half == [], "temporary files were left behind"
     return ended
+
+
+def wait_for_strike(run_dir: Path, fault: str, timeout_s: float = 120) -> None:
+    """Until a planted fault has struck."""
+    file, deadline = run_dir.with_suffix(".faults") / f"{fault}.json", time.monotonic() + timeout_s
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{fault} did not strike within {timeout_s} s"
+        time.sleep(0.05)
 
 
 def assert_died(ended: Ended, *faults: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from tests.chaos.harness import (
     assert_died,
     assert_same_numbers,
     assert_same_weights,
+    events_of,
     report,
     run_with,
+    wait_for_strike,
 )
-from tests.integration.runs import merged, recipe
+from tests.integration.runs import marked, merged, recipe
+
+BUCKETS, BUCKET_MB = 4, 0.3
 
 
 def test_workers_that_die_or_hang_in_every_phase_change_nothing(
@@ -38,6 +43,38 @@ def test_workers_that_die_or_hang_in_every_phase_change_nothing(
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     for fault in faults:
         report(ended, fault.id, recovered="worker")
+
+
+@pytest.mark.chaos
+def test_workers_that_die_at_each_bucket_of_a_version_and_an_idle_one_change_nothing(
+    undisturbed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A version of four buckets; then one that waits for prompts."""
+    receive = "actors.rollout:RolloutWorker.receive"
+    faults = [Fault(f"worker killed at bucket {n + 1}", f"rollout-{n}", receive, call=n + 1) for n in range(BUCKETS)]
+    # While the driver waits the worker is idle: then the test itself kills it.
+    wait = Fault(
+        "worker killed while idle", "driver", "cluster.scoring:Scoring.settle", call=6, do="sleep", seconds=4.0
+    )
+    path = recipe(tmp_path, tiny_model, **merged(CHANGES, {"weights": {"bucket_mb": BUCKET_MB}}))
+
+    def kill_the_idle(process: subprocess.Popen[bytes]) -> None:
+        wait_for_strike(tmp_path / "run", wait.id)
+        (idle,) = [p for p in marked(str(tmp_path / "run.log")) if p.cmdline()[0].startswith("ray::RolloutRole")]
+        idle.kill()
+
+    ended = run_with([*faults, wait], path, tmp_path / "run", meanwhile=kill_the_idle)
+    assert ended.code == 0, ended.output
+    assert_died(ended, *(fault.id for fault in faults))
+    told = [event["text"].partition(":")[0] for event in events_of(tmp_path / "run", 0.0, "lost", "worker")]
+    failed = [text for text in told if text.endswith(("is lost", "could not join"))]
+    joiners = [f"rollout-{n} could not join" for n in range(1, BUCKETS)]
+    assert failed == ["rollout-0 is lost", *joiners, f"rollout-{BUCKETS} is lost"]
+    assert_balanced(ended.run_dir, trained=4 * STEPS)
+    assert_same_numbers(ended.run_dir, undisturbed)
+    assert_same_weights(ended.run_dir, undisturbed, STEPS)
+    report(ended, faults[0].id, recovered="worker")
+    report(ended, wait.id, recovered="worker")
 
 
 @pytest.mark.chaos
