@@ -21,6 +21,7 @@ import numpy as np
 
 from actors.engine import RolloutEngine
 from actors.generation import Generation, RolloutStats
+from actors.pace import Pace
 from actors.reception import PublishRefused, Reception
 from actors.transports.interface import Link, Passing, Receiver
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
@@ -69,12 +70,16 @@ class RolloutWorker:
         self._reception: Reception | None = None
         self._open: dict[str, Generation] = {}
         """Every running request's generation, by the request's id."""
+        self._unread: dict[str, int] = {}
+        """Prompt tokens of those that have no token yet."""
         self._serial = 0
         self._progress_at = 0.0
         self.engine_seconds = 0.0
         """Inside the engine's own steps: tokens_made over it is what the bare engine reaches."""
         self.tokens_made = 0
         """Response tokens since the start: who watches this worker from outside sees progress, or none."""
+        self._steps = 0
+        self._prompt_tokens = 0
 
     @property
     def state(self) -> WorkerState:
@@ -94,6 +99,18 @@ class RolloutWorker:
     def pressure(self) -> float:
         """The share of the engine's cache that is held."""
         return self._engine.pressure()
+
+    def pace(self, seconds: float) -> Pace:
+        """Of its decode steps, which took `seconds`."""
+        unread = self._unread.values()
+        return Pace(
+            steps=self._steps,
+            seconds=seconds,
+            tokens=self.tokens_made + self._prompt_tokens,
+            running=len(self._open) - len(unread),
+            unread=sum(unread),
+            longest=max(unread, default=0),
+        )
 
     # --- generating ---
 
@@ -115,14 +132,15 @@ class RolloutWorker:
             self._progress_at = self._clock()
         generation = Generation(self._serial, prompts, sampling, carried, self._clock())
         self._serial += 1
-        queued: list[str] = []
+        queued: dict[str, int] = {}
         try:
             for request in generation.requests():
                 self._engine.add_request(request)
-                queued.append(request.id)
+                queued[request.id] = len(request.prompt_tokens)
         except BaseException:
-            self._engine.abort(queued)
+            self._engine.abort(list(queued))
             raise
+        self._unread |= queued
         self._open |= dict.fromkeys(queued, generation)
         return generation
 
@@ -137,10 +155,12 @@ class RolloutWorker:
             self.interrupt()
             raise
         self.engine_seconds += self._clock() - began
+        self._steps += 1
         made, done = 0, []
         for output in outputs:
             generation = self._open[output.request_id]
             generation.absorb(output, version)
+            self._prompt_tokens += self._unread.pop(output.request_id, 0)
             made += len(output.token_ids)
             if output.finish_reason is not None:
                 del self._open[output.request_id]
@@ -170,6 +190,7 @@ class RolloutWorker:
         self._engine.abort(list(stopped))
         for request_id in stopped:
             del self._open[request_id]
+            self._unread.pop(request_id, None)
         found = list({id(g): g for g in stopped.values()}.values())
         for generation in found:
             generation.interrupt()

@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from actors.generation import Generation, RolloutStats
+from actors.pace import Pace
 from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
 from actors.spans import SpanLog
 from actors.types import Prompt, SampleBatch, SamplingSettings
@@ -49,6 +50,8 @@ class RolloutServer:
         self._open: dict[int, tuple[Generation, Future[Result]]] = {}
         self.seconds = RolloutSeconds()
         self.spans = SpanLog(clock)
+        self._pace: tuple[Pace, float | None] = (Pace(), None)
+        """Up to the last step that ended, and when the one under way began: one object, for it is read meanwhile."""
         built: Future[RolloutWorker] = Future()
         self._thread = threading.Thread(target=self._run, args=(make, built), name=name, daemon=True)
         self._thread.start()
@@ -62,6 +65,12 @@ class RolloutServer:
     @property
     def pressure(self) -> float:
         return self._worker.pressure
+
+    @property
+    def pace(self) -> Pace:
+        """Of its decode steps; may be read while it decodes."""
+        pace, began = self._pace
+        return pace if began is None else replace(pace, step_s=self._clock() - began)
 
     @property
     def open(self) -> int:
@@ -149,9 +158,11 @@ class RolloutServer:
 
     def _decode(self, worker: RolloutWorker) -> None:
         began = self._clock()
+        self._pace = (worker.pace(self.seconds.generate), began)
         try:
             done = worker.pump()
         except Exception as error:  # fault boundary: what fails is every generation that the step was to advance
+            self._pace = (worker.pace(self.seconds.generate), None)
             failed, self._open = self._open, {}
             if not isinstance(error, EngineFailed | WrongVersion):
                 error = EngineFailed(f"{type(error).__name__}: {error}")
@@ -160,6 +171,7 @@ class RolloutServer:
             return
         self._count("generate", began)
         self.seconds.engine = worker.engine_seconds
+        self._pace = (worker.pace(self.seconds.generate), None)
         self._finish(worker, done)
 
     def _finish(self, worker: RolloutWorker, done: Sequence[Generation]) -> None:

@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,7 +21,7 @@ from actors.rollout import RolloutWorker
 from actors.rollout_server import RolloutServer
 from cluster.pool.handle import WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
 from cluster.pool.ticket import Ticket
-from cluster.roles.rollout import probe_logprobs
+from cluster.roles.rollout import probe_logprobs, pulse_of
 from tests.fixtures.scripted_engine import ScriptedEngine
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -58,10 +57,7 @@ def serve(pipe: Connection, step_s: float) -> None:
             future = server.interrupt()
         elif verb == "pulse":
             future = Future()
-            seconds = replace(server.seconds)
-            future.set_result(
-                WorkerPulse(server.tokens_made, server.open, server.pressure, seconds, server.spans.take())
-            )
+            future.set_result(pulse_of(server))
         else:
             future = server.call(lambda worker, verb=verb, argument=argument: _do(worker, verb, argument))
         future.add_done_callback(lambda done, number=number: answer(number, done))

@@ -79,7 +79,7 @@ class StreamingJob(PolicyGradientJob):
         self.recorded = self._recorded_of(taken)
         generated = {name: pulse.seconds.generate for name, pulse in self.rollouts.pulses().items()}
         spent = [seconds - self._generated.get(name, 0.0) for name, seconds in generated.items()]
-        self._generated = generated
+        self._generated |= generated  # one that rests meanwhile comes back
         return Wave(samples, None, sum(spent) / max(1, len(spent)))
 
     def _recorded_of(self, taken: Sequence[Finished]) -> Ref:

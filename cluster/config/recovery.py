@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.config.section import Count, Seconds, Section
+from cluster.config.section import Count, Positive, Seconds, Section
 
 
 class Recovery(Section):
@@ -33,3 +33,8 @@ class Recovery(Section):
     default: half as long again as the longest of the deadlines of a phase."""
     silence_s: Seconds = 30.0
     """A rollout worker that answers nothing for so long is ended."""
+    slow_factor: Positive | None = 5.0
+    """A rollout worker whose decode steps take so many times longer than the others' hands its work on, rests for half
+    a minute, longer each time, and proves the weights again; null: none does. None does in deterministic runs either,
+    for a sample that moves half-made may differ in its last bits, nor where engines sleep (rollout.sleep_level), for
+    only a publish wakes them."""

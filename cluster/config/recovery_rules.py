@@ -1,4 +1,4 @@
-"""Rules of `recovery`: a deadline over others is longer than they are.
+"""Rules of `recovery`: a deadline over others is longer than they are, and noise makes nobody slow.
 
 In: a Config. Out: Problems, and the longest wait of a phase. Left out: the deadlines themselves.
 """
@@ -12,6 +12,8 @@ from cluster.config.schema import Config
 
 PULSE_S = 1.0
 """How often a rollout worker is asked how it is."""
+NOISE = 1.5
+"""How much longer than others' a worker's decode steps may take for no reason."""
 
 
 def longest_wait_s(config: Config) -> float:
@@ -36,6 +38,12 @@ def recovery_problems(config: Config) -> Iterator[Problem]:
         yield Problem(
             "recovery.silence_s",
             f"must be at least {2 * PULSE_S:g}: a worker is asked every {PULSE_S:g} s, got {recovery.silence_s:g}",
+        )
+    if config.algorithm.online and recovery.slow_factor is not None and recovery.slow_factor <= NOISE:
+        yield Problem(
+            "recovery.slow_factor",
+            f"must be more than {NOISE:g}, for equal workers differ by that much, got {recovery.slow_factor:g}; null "
+            "lets the slow go on",
         )
     if config.algorithm.online and config.rollout.stall_timeout_s > config.rollout.timeout_s:
         yield Problem(

@@ -175,6 +175,8 @@ def saves_later(config: Config, device: str) -> bool:
 
 def recovery_limits(config: Config) -> RecoveryLimits:
     recovery = config.recovery
+    # Where bits count no ticket moves half-made; engines that sleep come back by a publish alone.
+    whole = config.deterministic or config.rollout.sleep_level > 0
     return RecoveryLimits(
         failures=recovery.worker_failures,
         attempts=recovery.attempts,
@@ -182,6 +184,7 @@ def recovery_limits(config: Config) -> RecoveryLimits:
         progress_s=config.rollout.stall_timeout_s,
         backoff_s=recovery.backoff_s,
         spares=recovery.spares,
+        slow_factor=None if whole else recovery.slow_factor,
     )
 
 

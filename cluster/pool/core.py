@@ -98,7 +98,7 @@ class Core:
         """Give nothing out until `go_on`, and stop what is being generated where it stands. Its tickets wait in the
         queue, first, with the tokens already made. Returns when no member decodes."""
         self._held = True
-        members = self.members.healthy
+        members = self.members.with_work
         await self.weights.surviving({m: m.handle.interrupt() for m in members}, "stopping the generation")
         while any(m.work for m in members if not m.gone):  # the interrupted calls come back by themselves
             await asyncio.sleep(0.002)

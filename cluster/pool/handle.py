@@ -7,12 +7,13 @@ were called. A worker that is gone raises WorkerLost from any of them; an error 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from actors.generation import RolloutStats
+from actors.pace import Pace
 from actors.rollout_server import RolloutSeconds
 from actors.spans import Span
 from actors.transports.interface import Link
@@ -43,13 +44,14 @@ class WorkerIdentity:
 @dataclass(frozen=True, slots=True)
 class WorkerPulse:
     """How a worker is doing. pressure: the share of its cache that running sequences hold. open: tickets under way.
-    spans: what it did since the last pulse, from when to when."""
+    spans: what it did since the last pulse, from when to when. pace: of its decode steps."""
 
     tokens_made: int
     open: int
     pressure: float
     seconds: RolloutSeconds
     spans: tuple[Span, ...] = ()
+    pace: Pace = field(default_factory=Pace)
 
 
 class RolloutHandle(Protocol):

@@ -2,8 +2,8 @@
 
 SPARE -> JOINING, when its place is needed: its engine runs, on weights of no version. JOINING -> HEALTHY, only by a
 passed probe of the current weights. HEALTHY -> DRAINING (asked to leave) -> RETIRED.
-HEALTHY or JOINING -> SUSPECT (an answer is overdue) -> HEALTHY or DEAD. DEAD and RETIRED are ends. Left out: who
-decides (core.py).
+HEALTHY -> SUSPECT (it decodes far slower than the others, and rests) -> HEALTHY, by such a probe again. DEAD and
+RETIRED are ends. Left out: who decides (members.py, watch.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class MemberState(enum.Enum):
 S = MemberState
 FOLLOWS: dict[MemberState, frozenset[MemberState]] = {
     S.SPARE: frozenset({S.JOINING, S.DEAD}),
-    S.JOINING: frozenset({S.SPARE, S.HEALTHY, S.SUSPECT, S.DRAINING, S.DEAD}),
+    S.JOINING: frozenset({S.SPARE, S.HEALTHY, S.DRAINING, S.DEAD}),
     S.HEALTHY: frozenset({S.SUSPECT, S.DRAINING, S.DEAD}),
     S.SUSPECT: frozenset({S.HEALTHY, S.DRAINING, S.DEAD}),
     S.DRAINING: frozenset({S.RETIRED, S.DEAD}),

@@ -3,7 +3,8 @@
 In: a number of workers wanted, failures. Out: members that serve, events. Who waits for whom: a joiner waits for a
 publish under way (weights.py); a leaver gives back its tickets first; the replacement of a lost worker waits for the
 backoff of the budget (recovery.py). A lost worker is one that is gone, or answers nothing, or holds work and makes no
-token, or computes with other weights than the others: it is ended, whatever it does. Left out: tickets (core.py).
+token, or computes with other weights than the others: it is ended, whatever it does. Left out: tickets (core.py), who
+is lost or rests because of how it works (watch.py).
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import RunFailed
-from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost
+from cluster.pool.handle import RolloutHandle, WorkerIdentity
 from cluster.pool.member import Member, MemberState
-from cluster.pool.recovery import FailureBudget, Progress, RecoveryLimits
-from cluster.pool.spares import WATCH_EVERY_S, Spares
+from cluster.pool.recovery import FailureBudget, RecoveryLimits
+from cluster.pool.spares import Spares
+from cluster.pool.watch import Listener, Watch
 from cluster.pool.weights import Weights, within
+
+STAY = (MemberState.HEALTHY, MemberState.JOINING, MemberState.SUSPECT)
+"""In the order in which they are kept when the pool gets smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +32,6 @@ class Deadlines:
     start_s: float
     generate_s: float
     weights_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who hears what of the members. joined, lost: it serves from now on, or no more. pressed: (member, pressure of its
-    cache). over: no more workers will come. tell: (kind, text) for people. left: how many workers are left when one
-    could not join, in a thread of its own."""
-
-    joined: Callable[[Member], None]
-    lost: Callable[[Member], list[Any]]
-    pressed: Callable[[Member, float], None]
-    over: Callable[[RunFailed], None]
-    tell: Callable[[str, str], None]
-    left: Callable[[int], None]
 
 
 class Members:
@@ -75,6 +66,7 @@ class Members:
         )
         self._identity: WorkerIdentity | None = None
         self.weights = Weights(lambda: self.healthy, self.lose, spawn, deadlines.weights_s)
+        self._watch = Watch(limits, self.weights, listener, members=self.by_name, lose=self.lose, spawn=spawn)
 
     @property
     def healthy(self) -> list[Member]:
@@ -84,8 +76,17 @@ class Members:
     @property
     def staying(self) -> list[Member]:
         """Those that serve or will."""
-        wanted = (MemberState.JOINING, MemberState.HEALTHY, MemberState.SUSPECT)
-        return [m for m in self.by_name.values() if m.state in wanted and not m.leaving]
+        return [m for m in self.by_name.values() if m.state in STAY and not m.leaving]
+
+    @property
+    def with_work(self) -> list[Member]:
+        """Those that may have some: a suspect too, until it has handed its own on."""
+        return [m for m in self.by_name.values() if m.state in (MemberState.HEALTHY, MemberState.SUSPECT)]
+
+    @property
+    def sharing(self) -> int:
+        """How many prompts are divided among: as `count`, but for those that rest."""
+        return self.count - sum(m.state is MemberState.SUSPECT for m in self.staying)
 
     @property
     def count(self) -> int:
@@ -143,7 +144,7 @@ class Members:
             joined = f"joined at version {member.version} ({took})"
             self._on.tell("worker", f"{member.name} " + ("goes on" if member.inherited else joined))
             self._on.joined(member)
-            self._spawn(self._watch(member))
+            self._spawn(self._watch.over(member))
 
     async def _prepare(self, member: Member) -> None:
         """From its start to the current weights, proved."""
@@ -161,39 +162,17 @@ class Members:
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
         member.engine_at = time.monotonic()
 
-    # --- watched ---
-
-    async def _watch(self, member: Member) -> None:
-        """Lose it when it answers nothing or makes nothing; let the cache's pressure set its limit."""
-        progress = Progress(self._limits.progress_s, time.monotonic())
-        while member.state is MemberState.HEALTHY:
-            await asyncio.sleep(WATCH_EVERY_S)
-            try:
-                pulse = await asyncio.wait_for(member.handle.pulse(), self._limits.silence_s)
-            except TimeoutError:
-                self.lose(member, f"it answered nothing for {self._limits.silence_s:g} s")
-                return
-            except (WorkerLost, WorkerError) as error:
-                self.lose(member, f"it died ({error})")
-                return
-            member.spans += pulse.spans
-            idle = not pulse.open or self.weights.publishing
-            stuck_s = progress.stuck_for(pulse.tokens_made, idle, time.monotonic())
-            if stuck_s is not None:
-                self.lose(member, f"it made no token for {stuck_s:.0f} s with {pulse.open} tickets under way")
-                return
-            self._on.pressed(member, pulse.pressure)
-
     # --- going ---
 
     def remove(self, count: int) -> list[asyncio.Task[None]]:
-        """Let the newest go; those that have not joined yet first. A task each that ends when it is gone."""
+        """Let the newest go; those that rest and those that have not joined yet first. A task each that ends when it is
+        gone."""
         unborn = self._coming[len(self._coming) - count :] if count < len(self._coming) else list(self._coming)
         for task in unborn:
             self._coming.remove(task)
             task.cancel()
         count -= len(unborn)
-        order = sorted(self.staying, key=lambda m: m.state is MemberState.JOINING)
+        order = sorted(self.staying, key=lambda m: STAY.index(m.state))
         going = order[len(order) - count :]
         for member in going:
             member.leaving = True
@@ -212,7 +191,7 @@ class Members:
         member.move(MemberState.DRAINING)
         handed = self._on.lost(member)
         end, how = MemberState.RETIRED, "left"
-        if was is MemberState.HEALTHY:
+        if was is not MemberState.JOINING:
             try:
                 await within(self._drain(member), self._deadlines.weights_s, f"draining {member.name}")
             except RunFailed as error:  # fault boundary: it ends without having handed on, and its work is done again
@@ -231,10 +210,11 @@ class Members:
 
     def lose(self, member: Member, why: str) -> None:
         """End a member that failed, and replace it. One that is gone or leaves anyway stays as it is."""
-        if member.state not in (MemberState.HEALTHY, MemberState.JOINING):
+        if member.state not in STAY:
             return
         member.move(MemberState.DEAD)
         member.lost.set()
+        self._watch.call_back()
         self.weights.forget(member)
         handed = self._on.lost(member)
         again = f"; {len(handed)} tickets begin again" if handed else ""

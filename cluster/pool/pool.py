@@ -122,9 +122,9 @@ class RolloutPool:
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int, recorded: int = 0
     ) -> Samples:
         """Samples for all prompts, stamped with `version`. Prompts are divided by index among as many workers as there
-        are to be, one that is lost and not yet replaced too: which worker makes a sample never depends on timing while
-        none comes or goes, and the order of the samples not at all."""
-        names, count = self._soon(lambda: ([m.name for m in self._members.healthy], self._members.count))
+        are to be, one that is lost and not yet replaced too, one that rests not: which worker makes a sample never
+        depends on timing while none comes, goes or is slow, and the order of the samples not at all."""
+        names, count = self._soon(lambda: ([m.name for m in self._members.healthy], self._members.sharing))
         count = max(count, len(names), 1)
         parts = [prompts[i::count] for i in range(count) if prompts[i::count]]
         tickets = [

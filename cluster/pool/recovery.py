@@ -16,7 +16,8 @@ LONGEST_S = 60.0
 class RecoveryLimits:
     """failures: workers that may be lost in a run. attempts: workers that the same prompts may fail on. silence_s: how
     long a worker may answer nothing. progress_s: how long it may hold work without making a token. backoff_s: before
-    the first replacement. spares: workers that are kept ready to take the place of one."""
+    the first replacement. spares: workers that are kept ready to take the place of one. slow_factor: how many times
+    slower than the others one is that rests for `rest_s` the first time; None where nobody is."""
 
     failures: int = 20
     attempts: int = 3
@@ -24,6 +25,8 @@ class RecoveryLimits:
     progress_s: float = 120.0
     backoff_s: float = 1.0
     spares: int = 0
+    slow_factor: float | None = 5.0
+    rest_s: float = 30.0
 
 
 class FailureBudget:

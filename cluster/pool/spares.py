@@ -14,10 +14,8 @@ from typing import Any
 from cluster.errors import RunFailed
 from cluster.pool.member import Member, MemberState
 from cluster.pool.recovery import FailureBudget, RecoveryLimits
+from cluster.pool.watch import WATCH_EVERY_S
 from cluster.pool.weights import within
-
-WATCH_EVERY_S = 1.0
-"""Between two looks at a worker."""
 
 
 class Spares:

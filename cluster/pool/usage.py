@@ -2,7 +2,8 @@
 tokens that they made in it.
 
 In: every worker's pulse, now and then. Out: metrics; the shares add up to one but for what the calls themselves take. A
-worker that joined in between counts from its start, one that left is forgotten. Left out: asking the workers (core.py).
+worker that joined in between counts from its start, one that was away from where it stood. Left out: asking the workers
+(core.py).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PoolLoad:
 
 
 class PoolUsage:
-    """Remembers the last look."""
+    """Remembers the last look at each worker: a name is never given twice, and one that rests comes back."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[RolloutSeconds, int]] = {}
@@ -53,5 +54,5 @@ class PoolUsage:
             for kind in KINDS:
                 more = getattr(pulse.seconds, kind) - getattr(before, kind)
                 setattr(spent, kind, getattr(spent, kind) + more)
-        self._seen = {name: (pulse.seconds, pulse.tokens_made) for name, pulse in pulses.items()}
+        self._seen |= {name: (pulse.seconds, pulse.tokens_made) for name, pulse in pulses.items()}
         return PoolLoad(spent, tokens, len(pulses))

@@ -2,8 +2,9 @@
 
 In: versions and buckets from the publisher, on the pool's event loop. Out: members that hold them, proved. A publish
 begins with the healthy members of that moment and waits for no other; a joiner waits until it is settled, and one that
-was overtaken goes along with the next, or versions that follow each other fast would leave it behind for ever. Left
-out: the learner's side and the bound of the proof (cluster/publish.py), who is a member (core.py).
+was overtaken goes along with the next, or versions that follow each other fast would leave it behind for ever. One that
+rested comes back as a joiner. Left out: the learner's side and the bound of the proof (cluster/publish.py), who is a
+member (members.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from cluster.pool.member import Member, MemberState
 T = TypeVar("T")
 Judge = Callable[[np.ndarray], str | None]
 """What is wrong with a worker's log-probs of the recorded samples; None if it computes with the weights it holds."""
+
+
+COME = (MemberState.JOINING, MemberState.SUSPECT)
+"""States of those that take the present version by themselves: one that rests does so before it serves again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +94,16 @@ class Weights:
 
     async def _bring_to(self, member: Member, current: Current) -> None:
         handle = member.handle
-        if member.version == current.version.number:
-            pass
-        elif current.buckets:
+        lacks = member.version != current.version.number  # one that rested may hold it
+        if lacks and current.buckets:
             await handle.begin_publish(current.version.number)
             await asyncio.gather(*(handle.receive(bucket) for bucket in current.buckets))
             await handle.finish_publish(current.version)
-        else:
+        elif lacks:
             await handle.adopt(current.version)
         if current.probe is not None and (wrong := current.judge(await handle.probe(current.probe))) is not None:
             raise RunFailed(f"{member.name} {wrong}")
-        if current.buckets:
+        if lacks and current.buckets:
             await handle.admit(current.version)
         member.version = current.version.number
 
@@ -127,7 +131,7 @@ class Weights:
         if self.takes_along:
             self._along |= self._overtaken  # those of a publish that is begun again too
             self._overtaken = {}
-        self._along = {name: each for name, each in self._along.items() if each[0].state is MemberState.JOINING}
+        self._along = {name: each for name, each in self._along.items() if each[0].state in COME}
         members = [*self._healthy(), *(member for member, _ in self._along.values())]
         self._publishing = [(m, [self._spawn(m.handle.begin_publish(number))]) for m in members]
         names = tuple(member.name for member, _ in self._publishing)

@@ -113,13 +113,16 @@ class RolloutRole:
             raise RuntimeError("the call is of a driver that was replaced meanwhile")
 
     async def pulse(self) -> WorkerPulse:
-        server = self._server
-        return WorkerPulse(
-            server.tokens_made, server.open, server.pressure, replace(server.seconds), server.spans.take()
-        )
+        return pulse_of(self._server)
 
     def close(self) -> None:
         self._server.close()
+
+
+def pulse_of(server: Any) -> WorkerPulse:
+    """How a RolloutServer is doing; its spans are told once."""
+    seconds, spans = replace(server.seconds), server.spans.take()
+    return WorkerPulse(server.tokens_made, server.open, server.pressure, seconds, spans, server.pace)
 
 
 def _verb(name: str) -> Any:

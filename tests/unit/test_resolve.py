@@ -150,3 +150,17 @@ def test_with_an_adapter_no_second_model_is_loaded_for_a_method_that_needs_a_ref
 @pytest.mark.parametrize(("rank", "reserved"), [(1, 1), (4, 8), (16, 16), (17, 32), (512, 512)])
 def test_the_engine_reserves_the_next_rank_it_knows(rank, reserved):
     assert LoraSettings(rank=rank, alpha=1.0).engine_rank == reserved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "factor"),
+    [
+        ([], 5.0),
+        (["recovery.slow_factor=8"], 8.0),
+        (["recovery.slow_factor=null"], None),
+        (["deterministic=true"], None),
+        (["rollout.sleep_level=1", "learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.5"], None),
+    ],
+)
+def test_nobody_is_slow_where_bits_count_or_engines_sleep(overrides, factor):
+    assert resolve.recovery_limits(config(GRPO, *overrides)).slow_factor == factor

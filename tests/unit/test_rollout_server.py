@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from actors.pace import Pace
 from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
 from actors.rollout_server import RolloutServer
 from actors.types import PolicyVersion, SamplingSettings
@@ -145,6 +146,38 @@ def test_a_generation_with_nothing_left_to_make_ends_at_once(served):
     again, stats = server.generate(PROMPTS, TWO_EACH, carried=whole).result(SOON_S)
     assert again.token_ids.tolist() == whole.token_ids.tolist() and stats.carried_tokens == 9
     assert (len(engine.running), engine.steps) == added
+
+
+def test_a_pace_counts_steps_what_they_read_and_how_long_the_one_under_way_has_run():
+    """Prompts of 3 and 2 tokens, two samples each: 10 prompt tokens. The samples make 2, 1, 3 and 3 tokens in three
+    steps; each step takes two seconds of a clock that the engine moves."""
+    now, gate = [0.0], Gate()
+
+    def step(number: int) -> None:
+        gate(number)
+        now[0] += 2.0
+
+    server = RolloutServer(lambda: RolloutWorker(ScriptedEngine(SCRIPT, on_step=step)), clock=lambda: now[0])
+    server.call(lambda worker: worker.adopt(ZERO)).result(SOON_S)
+    end = server.generate(PROMPTS, TWO_EACH)
+    assert gate.reached.acquire(timeout=SOON_S)
+    now[0] += 7.0
+    assert server.pace == Pace(steps=0, seconds=0.0, tokens=0, running=0, unread=10, longest=3, step_s=7.0)
+    gate.open(1)
+    assert gate.reached.acquire(timeout=SOON_S)
+    assert server.pace == Pace(steps=1, seconds=9.0, tokens=10 + 4, running=3, unread=0, longest=0, step_s=0.0)
+    gate.open(2)
+    end.result(SOON_S)
+    server.interrupt().result(SOON_S)
+    assert server.pace == Pace(steps=3, seconds=13.0, tokens=10 + 9, running=0)
+    assert gate.reached.acquire(timeout=SOON_S), "the third step's"
+    begun = server.generate(PROMPTS, TWO_EACH)
+    assert gate.reached.acquire(timeout=SOON_S) and server.pace.unread == 10
+    stopped = server.interrupt()
+    gate.open(1)
+    assert stopped.result(SOON_S) == 1 and begun.result(SOON_S)[1].unfinished == 3
+    assert server.call(lambda worker: worker.pace(0.0)).result(SOON_S).unread == 0
+    server.close()
 
 
 def test_seconds_are_told_apart_by_what_was_waited_for():

@@ -676,6 +676,11 @@ def test_an_answer_is_said_for_rows_that_are_stored_and_holds_the_answer():
             "recovery.silence_s: must be at least 2: a worker is asked every 1 s, got 1",
         ),
         (
+            ["recovery.slow_factor=1.5"],
+            "recovery.slow_factor: must be more than 1.5, for equal workers differ by that much, got 1.5; null lets "
+            "the slow go on",
+        ),
+        (
             ["rollout.timeout_s=60"],
             "rollout.stall_timeout_s: must be at most rollout.timeout_s (60), or it never acts, got 120",
         ),
@@ -684,3 +689,4 @@ def test_an_answer_is_said_for_rows_that_are_stored_and_holds_the_answer():
 def test_a_deadline_that_could_never_act_or_acts_too_early_is_refused(overrides, expected):
     assert problems(GRPO, *overrides) == [expected]
     assert problems(GRPO, "recovery.watchdog_s=10801", "rollout.stall_timeout_s=60") == []
+    assert problems(GRPO, "recovery.slow_factor=1.6") == problems(GRPO, "recovery.slow_factor=null") == []

@@ -46,10 +46,12 @@ def test_tokens_per_second_are_the_pools_while_it_decodes_and_unknown_while_it_d
     assert not [name for name in usage.since_last(still).metrics() if name.startswith("throughput/")]
 
 
-def test_one_that_left_is_forgotten_and_no_time_has_no_shares():
+def test_one_that_was_away_counts_from_where_it_stood_and_no_time_has_no_shares():
     usage = PoolUsage()
-    usage.since_last({"a": pulse(5.0), "b": pulse(1.0)})
+    usage.since_last({"a": pulse(5.0, tokens=50), "b": pulse(1.0)})
     assert usage.since_last({"b": pulse(2.0)}).seconds.generate == 1.0
+    back = usage.since_last({"a": pulse(6.0, tokens=58), "b": pulse(2.0)})
+    assert (back.seconds.generate, back.tokens, back.workers) == (1.0, 8, 2)
     assert usage.since_last({"b": pulse(2.0)}).metrics() == {"rollout/workers": 1.0}
 
 

@@ -13,7 +13,7 @@ from actors.spans import Span
 from cluster.run.timeline import DRIVER
 
 COLUMNS = 600
-MARKED = ("worker", "scale", "autoscale")
+MARKED = ("worker", "suspect", "scale", "autoscale")
 """Kinds of events that are drawn as marks."""
 
 

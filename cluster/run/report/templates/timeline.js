@@ -15,6 +15,6 @@ function drawTimeline() {
     h("span", { class: "sum" }, ""));
   const tracks = timeline.tracks.map(strip);
   show("times").querySelector(".stack").append(h("div", { class: "card" }, h("h3", null, "Timeline"),
-    h("p", { class: "note", style: "margin-bottom:12px" }, `${seconds(timeline.seconds)} from left to right; a mark where a worker came or left`),
+    h("p", { class: "note", style: "margin-bottom:12px" }, `${seconds(timeline.seconds)} from left to right; a mark where a worker came, rested or left`),
     h("div", { class: "roles" }, tracks), h("div", { class: "keys" }, [...seen].map(([kind, tone]) => h("span", null, h("i", { style: `background:var(--${tone})` }), kind)))));
 }
