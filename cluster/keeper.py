@@ -55,8 +55,15 @@ class Keeper:
     def __post_init__(self) -> None:
         k = self.keeping
         command = [sys.executable, "-m", "cluster.keeper", k.address, str(k.cpus), str(k.timeout_s), k.namespace]
+        # Of a cluster that does not answer the driver's own check tells more than Ray's warnings.
+        quiet = {} if k.address == "local" else {"RAY_BACKEND_LOG_LEVEL": "error"}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+            env={**quiet, **os.environ},
         )
 
     @property

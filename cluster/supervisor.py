@@ -28,6 +28,7 @@ PR_SET_PDEATHSIG = 1
 AGAIN = 75
 """Exit code of a driver that lost a worker where it could not repeat the step itself (EX_TEMPFAIL)."""
 WATCH_EVERY_S = 0.2
+LOST = "the loss of its cluster"
 KNOWN_S = 2.5
 """Until a keeper has found out that its cluster is gone."""
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,9 +62,10 @@ def supervise(
     keeper: Keeper | None = None
     try:
         while True:
-            life = Life(command, keep if keeper is None else lambda again, same=keeper: same, again=budget is not None)
+            if keeper is None or not keeper.alive:
+                keeper = keep(budget is not None)
+            life = Life(command, keeper)
             code = life.run()
-            keeper = life.keeper if life.keeper is not None and life.keeper.alive else None
             if code is not None:
                 return code
             if (run_dir := begun()) is None:
@@ -93,21 +95,21 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 
 class Life:
-    """One driver from its start to its end, beside the process that keeps its cluster. keep: starts or gives that."""
+    """One driver from its start to its end, beside the process that keeps its cluster."""
 
-    def __init__(self, command: Sequence[str], keep: Callable[[bool], Keeper | None], again: bool) -> None:
+    def __init__(self, command: Sequence[str], keeper: Keeper | None) -> None:
+        self._keeper = keeper
         self._asked = 0
         """The signal that asked it to end."""
+        self.ended_by = ""
         told, self._tell = os.pipe()
-        environment = {**os.environ, DRIVER: str(os.getpid()), KEPT: str(told)}
+        environment = {**os.environ, DRIVER: str(os.getpid())} | ({KEPT: str(told)} if keeper is not None else {})
         # In a group of its own: a terminal's Ctrl-C would otherwise reach it twice, and the second would cut its end
         # short.
         self._driver = subprocess.Popen(
             [sys.executable, "-m", "cluster.cli", *command], env=environment, process_group=0, pass_fds=[told]
         )
         os.close(told)
-        self.keeper = keep(again)
-        self.ended_by = ""
 
     def run(self) -> int | None:
         """The exit code that is the run's, None where it is to be resumed."""
@@ -121,17 +123,17 @@ class Life:
             return 128 + self._asked
         if -code in ASKED:
             return 128 - code
-        if code == AGAIN:
+        if code < 0:
+            self.ended_by = self.ended_by or signal.Signals(-code).name
+        elif code == AGAIN:
             self.ended_by = "a failure at its start or end"
-        elif code < 0:
-            self.ended_by = signal.Signals(-code).name
-        if code not in (0, 2) and self._cluster_is_gone():
-            self.ended_by = "the loss of its cluster"
+        elif code not in (0, 2) and not self._asked and self._cluster_is_gone():
+            self.ended_by = LOST
         return None if self.ended_by else code
 
     def _cluster_is_gone(self) -> bool:
         """A driver that failed by it may have ended before its keeper knew."""
-        keeper = self.keeper
+        keeper = self._keeper
         if keeper is None or keeper.line is None:
             return False
         deadline = time.monotonic() + KNOWN_S
@@ -142,14 +144,15 @@ class Life:
     def _watch(self) -> int:
         """The driver's exit code, or minus the signal that ended it. It is told where its cluster is, or that there
         will be none, and ended when its cluster is gone."""
-        keeper = self.keeper
+        keeper = self._keeper
         while (code := self._driver.poll()) is None:
             gone = keeper is None or not keeper.alive
             if self._tell >= 0 and (gone or keeper.look(WATCH_EVERY_S)):
-                with os.fdopen(self._tell, "w") as pipe:
+                with suppress(BrokenPipeError), os.fdopen(self._tell, "w") as pipe:  # it may end just now
                     pipe.write("" if gone else keeper.line)
                 self._tell = -1
             elif keeper is not None and gone and keeper.line is not None:
+                self.ended_by = LOST
                 self._driver.kill()
             with suppress(subprocess.TimeoutExpired):
                 self._driver.wait(WATCH_EVERY_S)
