@@ -24,6 +24,10 @@ class EngineBetweenVersions(RuntimeError):
     """The engine holds weights of no known version; finish an update before generating."""
 
 
+class EngineFailed(RuntimeError):
+    """A decode step raised: the engine cannot be counted on any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine needs to start. `model_path` is a Hugging Face directory. With `lora` the engine serves that model

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.engine import RolloutEngine
+from actors.engine import EngineFailed, RolloutEngine
 from actors.generation import Generation, RolloutStats
 from actors.pace import Pace
 from actors.reception import PublishRefused, Reception
@@ -29,10 +29,6 @@ from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 
 class WrongVersion(RuntimeError):
     """The worker serves another policy version than the caller counts on, or none."""
-
-
-class EngineFailed(RuntimeError):
-    """A decode step raised: the engine cannot be counted on any more."""
 
 
 class RolloutStalled(EngineFailed):

@@ -13,30 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from actors.engine import EngineFailed
 from actors.generation import Generation, RolloutStats
 from actors.pace import Pace
-from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
-from actors.spans import SpanLog
+from actors.rollout import RolloutWorker, WrongVersion
+from actors.spans import RolloutSeconds, SpanLog
 from actors.types import Prompt, SampleBatch, SamplingSettings
 
 T = TypeVar("T")
 Result = tuple[SampleBatch, RolloutStats]
-
-
-@dataclass(slots=True)
-class RolloutSeconds:
-    """Where a worker's time went since its start. generate: decode steps; sync: receiving, loading and proving weights;
-    wait_weights: between versions with nothing to load; wait_prompts: serving a version with nothing to decode. engine:
-    the part of `generate` inside the engine's own steps."""
-
-    generate: float = 0.0
-    sync: float = 0.0
-    wait_weights: float = 0.0
-    wait_prompts: float = 0.0
-    engine: float = 0.0
 
 
 class RolloutServer:

@@ -1,4 +1,4 @@
-"""What a worker did from when to when, for the run's timeline. Plain Python.
+"""What a worker did from when to when, for the run's timeline, and for how long in all. Plain Python.
 
 In: kinds with their begins and ends on some clock. Out: spans in unix seconds. Left out: writing them
 (cluster/run/timeline.py).
@@ -10,12 +10,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Span = tuple[str, float, float]
 """What a worker did, from when to when, in unix seconds."""
 SAME_S = 0.05
 """A shorter gap between two spans of one kind is none."""
 MOST_SPANS = 10_000
+
+
+@dataclass(slots=True)
+class RolloutSeconds:
+    """Where a worker's time went since its start. generate: decode steps; sync: receiving, loading and proving weights;
+    wait_weights: between versions with nothing to load; wait_prompts: serving a version with nothing to decode. engine:
+    the part of `generate` inside the engine's own steps."""
+
+    generate: float = 0.0
+    sync: float = 0.0
+    wait_weights: float = 0.0
+    wait_prompts: float = 0.0
+    engine: float = 0.0
 
 
 class SpanLog:

@@ -18,7 +18,7 @@ from cluster.columns import StepColumns
 from cluster.config import resolve
 from cluster.inputs import OnlineInputs
 from cluster.online import OnlineJob, once
-from learners.kl import AdaptiveKL
+from learners.kl_control import AdaptiveKL
 from learners.method import UpdateResult, needs_old
 
 

@@ -7,7 +7,6 @@ In: a checked config and its rows. Out: the verbs of an offline run; the export 
 from __future__ import annotations
 
 import numpy as np
-from scipy import special, stats
 
 from actors.data.batches import judged_batch, pair_batch
 from cluster.columns import StepColumns
@@ -36,6 +35,8 @@ class RewardModelJob(OfflineJob):
     def evaluate(self, step: int) -> None:
         if not self.heldout:
             return
+        from scipy import special, stats  # half a second, which drivers of other runs need not take
+
         parts = [self.learner.row_scores(self.columns(step, rows, "heldout").batch) for rows in self.heldout_parts()]
         scores = np.concatenate(parts).astype(np.float64)
         if self._pairs:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from actors.types import WeightBucket
 
-Named = Sequence[tuple[str, torch.Tensor]]
+if TYPE_CHECKING:
+    import torch
+
+Named: TypeAlias = "Sequence[tuple[str, torch.Tensor]]"
 
 
 class TransportError(RuntimeError):

@@ -14,8 +14,7 @@ import numpy as np
 
 from actors.generation import RolloutStats
 from actors.pace import Pace
-from actors.rollout_server import RolloutSeconds
-from actors.spans import Span
+from actors.spans import RolloutSeconds, Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import mannwhitneyu
 
 FEWEST = 20
 """Prompts on each side below which nothing is said."""
@@ -51,5 +50,7 @@ def length_bias(trained: Sequence[float], left: Sequence[float]) -> LengthBias |
     wait for their step are on neither side: in a run that drops none they are the long ones, and are trained too."""
     if min(len(trained), len(left)) < FEWEST:
         return None
+    from scipy.stats import mannwhitneyu
+
     p = float(mannwhitneyu(trained, left).pvalue)
     return LengthBias(float(np.mean(trained)), float(np.mean([*trained, *left])), p)

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.engine import EngineFailed
 from actors.generation import RolloutStats
-from actors.rollout import EngineFailed
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref

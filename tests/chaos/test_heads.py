@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +61,39 @@ def wait_until(what: Callable[[], Any], timeout_s: float) -> Any:
     return found
 
 
-def assert_undisturbed(process: subprocess.Popen[bytes], run: Path, log: Path, undisturbed: Path) -> None:
+@dataclass(frozen=True)
+class Held:
+    """A run that takes its time."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    log: Path
+
+
+@contextmanager
+def held(folder: Path, model: Path, step: int, **changes: Any) -> Iterator[Held]:
+    """A run from this step on; it goes on after the block, but for one that fails."""
+    run, log = folder / "run", folder / "run.log"
+    path = recipe(folder, model, **merged(merged(CHANGES, PACED), changes))
+    process = start("train", path, "--run-dir", run, log=log)
     try:
-        code = process.wait(200)
-    finally:
+        wait_for_step(process, run, step)
+        yield Held(process, run, log)
+    except BaseException:
         stop(process)
-    assert code == 0, log.read_text()[-6000:]
-    assert left_behind(log, timeout_s=GONE_S) == []
-    assert_balanced(run, trained=4 * STEPS)
-    assert_same_numbers(run, undisturbed)
-    assert_same_weights(run, undisturbed, STEPS)
+        raise
+
+
+def assert_undisturbed(run: Held, undisturbed: Path) -> None:
+    try:
+        code = run.process.wait(200)
+    finally:
+        stop(run.process)
+    assert code == 0, run.log.read_text()[-6000:]
+    assert left_behind(run.log, timeout_s=GONE_S) == []
+    assert_balanced(run.folder, trained=4 * STEPS)
+    assert_same_numbers(run.folder, undisturbed)
+    assert_same_weights(run.folder, undisturbed, STEPS)
 
 
 @pytest.mark.chaos
@@ -76,64 +101,43 @@ def assert_undisturbed(process: subprocess.Popen[bytes], run: Path, log: Path, u
 def test_a_local_cluster_that_dies_is_started_again_with_the_run(
     undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path, part: str
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    process = start("train", recipe(tmp_path, tiny_model, **merged(CHANGES, PACED)), "--run-dir", run, log=log)
-    try:
-        wait_for_step(process, run, 3)
-        (victim,) = [found for found in marked(str(log)) if found.name() == part]
+    with held(tmp_path, tiny_model, step=3) as run:
+        (victim,) = [found for found in marked(str(run.log)) if found.name() == part]
         victim.kill()
         at = time.time()
         pace.unlink()
-        wait_until(lambda: events_of(run, at, "start"), 120)
-    except BaseException:
-        stop(process)
-        raise
-    assert_undisturbed(process, run, log, undisturbed)
-    assert "the driver was ended by the loss of its cluster; resuming from the last commit" in log.read_text()
-    table_row(f"local cluster's {part} killed", at, [], events_of(run, at, "start"))
+    assert_undisturbed(run, undisturbed)
+    assert "the driver was ended by the loss of its cluster; resuming from the last commit" in run.log.read_text()
+    table_row(f"local cluster's {part} killed", at, [], events_of(run.folder, at, "start"))
 
 
 @pytest.mark.chaos
 def test_a_head_that_is_started_again_changes_nothing(
     cluster: Any, undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
-    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
-    try:
-        wait_for_step(process, run, 2)
+    with held(tmp_path, tiny_model, step=2, ray={"address": cluster.address}) as run:
         cluster.head_node.kill_gcs_server()
         at = time.time()
         time.sleep(5.0)  # the run goes on without
         cluster.head_node.start_gcs_server()
         back = time.time()
         pace.unlink()
-    except BaseException:
-        stop(process)
-        raise
-    assert_undisturbed(process, run, log, undisturbed)
-    assert events_of(run, at, "lost") == [], "nobody died of it"
-    table_row("head's GCS killed, back after 5 s", at, [], events_of(run, back, "checkpoint"))
+    assert_undisturbed(run, undisturbed)
+    assert events_of(run.folder, at, "lost") == [], "nobody died of it"
+    table_row("head's GCS killed, back after 5 s", at, [], events_of(run.folder, back, "checkpoint"))
 
 
 @pytest.mark.chaos
 def test_a_driver_that_dies_finds_its_workers_on_a_cluster_that_it_joined(
     cluster: Any, undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
-    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
-    try:
-        wait_for_step(process, run, 3)
-        (driver,) = [child for child in psutil.Process(process.pid).children() if "train" in child.cmdline()]
+    with held(tmp_path, tiny_model, step=3, ray={"address": cluster.address}) as run:
+        (driver,) = [child for child in psutil.Process(run.process.pid).children() if "train" in child.cmdline()]
         driver.kill()
         at = time.time()
         pace.unlink()
-    except BaseException:
-        stop(process)
-        raise
-    assert_undisturbed(process, run, log, undisturbed)
-    (found,) = events_of(run, at, "recovered")
+    assert_undisturbed(run, undisturbed)
+    (found,) = events_of(run.folder, at, "recovered")
     assert found["text"] == "the run goes on with 1 rollout workers and the learner of the driver before"
 
 
@@ -143,19 +147,15 @@ def test_a_run_whose_supervisor_dies_leaves_nothing_on_the_cluster(
     cluster: Any, tiny_model: Path, tmp_path: Path, pace: Path, victims: str
 ) -> None:
     """Its keeper ends the workers; where that dies too, they end with their lease."""
-    run, log = tmp_path / "run", tmp_path / "run.log"
-    attached = merged(merged(CHANGES, PACED), {"ray": {"address": cluster.address}})
-    process = start("train", recipe(tmp_path, tiny_model, **attached), "--run-dir", run, log=log)
-    try:
-        wait_for_step(process, run, 1)
-        workers = [p for p in psutil.process_iter() if _works_for(p, run)]
+    with held(tmp_path, tiny_model, step=1, ray={"address": cluster.address}) as run:
+        workers = [p for p in psutil.process_iter() if _works_for(p, run.folder)]
         assert len(workers) == 4, "learner, rollout worker, scorer and its reward functions"
-    finally:
-        for each in psutil.Process(process.pid).children() if victims != "the supervisor" else []:
-            each.kill()
-        stop(process)
+        if victims != "the supervisor":
+            for each in psutil.Process(run.process.pid).children():
+                each.kill()
+        stop(run.process)
     wait_until(lambda: not any(_alive(p) for p in workers), GONE_S)
-    assert left_behind(log, timeout_s=GONE_S) == []
+    assert left_behind(run.log, timeout_s=GONE_S) == []
 
 
 def _works_for(process: psutil.Process, run: Path) -> bool:

@@ -109,6 +109,7 @@ def test_workers_are_called_in_one_file():
         ("import cluster.inputs, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),
         ("import cluster.inspect.examine, cluster.commands.check", {"torch", "ray", "vllm", "deepspeed"}),
         ("import actors.types, actors.engine, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
+        ("import cluster.driver, cluster.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),
         ("import cluster.roles", {"torch", "ray", "vllm", "deepspeed"}),
         ("import learners.method, learners.presets", {"torch", "ray", "vllm", "deepspeed"}),
     ],

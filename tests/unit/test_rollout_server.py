@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from actors.engine import EngineFailed
 from actors.pace import Pace
-from actors.rollout import EngineFailed, RolloutWorker, WrongVersion
+from actors.rollout import RolloutWorker, WrongVersion
 from actors.rollout_server import RolloutServer
 from actors.types import PolicyVersion, SamplingSettings
 from tests.fixtures.scripted_engine import ScriptedEngine
