@@ -23,7 +23,7 @@ from actors.pace import Pace
 SAMPLE_S = 0.2
 """Of decoding, at least, make one sample."""
 EVIDENCE_S = 1.0
-"""Of decoding in a row, in two samples at least, must have been slow: what passes sooner is noise."""
+"""Of slow decoding, beyond what was not slow, are enough; of one sample half of it counts: what passes is noise."""
 LONE_STEP_S = 2.0
 """A step under way that has run for so long is looked at before it ends."""
 WARM_STEPS = 3
@@ -68,8 +68,8 @@ class Slow:
 
 @dataclass(slots=True)
 class _Record:
-    """Of one member. base: where the next sample begins, at `began`; None until it is warm. slow_s: decode seconds of
-    the slow samples at the end, `slow` of them. lone: looks in a row that found its step under way too long."""
+    """Of one member. base: where the next sample begins, at `began`; None until it is warm. slow_s: seconds of slow
+    samples less those of the others, never below 0. lone: looks in a row that found its step under way too long."""
 
     warm: int
     pace: Pace
@@ -77,7 +77,6 @@ class _Record:
     began: float = 0.0
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))
     slow_s: float = 0.0
-    slow: int = 0
     lone: int = 0
 
     def cut(self, pace: Pace, now: float) -> Sample | None:
@@ -95,6 +94,10 @@ class _Record:
         self.samples.append(sample)
         self.base, self.began = pace, now
         return sample
+
+    def weigh(self, seconds: float, slow: bool) -> None:
+        """A sum that noise now and then does not raise, nor throws back to nothing (Page 1954)."""
+        self.slow_s = max(0.0, self.slow_s + (min(seconds, EVIDENCE_S / 2) if slow else -seconds))
 
     def would_take(self, tokens: float, since: float, now: float) -> float | None:
         """Seconds that a step of so many tokens would take this member, at most; None if nobody knows. No less than
@@ -122,9 +125,9 @@ class Stragglers:
         sample = record.cut(pace, now)
         if sample is not None:
             found = self._against(others, sample.step_s, sample.most, sample.began, now)
-            record.slow_s, record.slow = (record.slow_s + sample.seconds, record.slow + 1) if found else (0.0, 0)
+            record.weigh(sample.seconds, found is not None)
             record.lone = 0
-            return found if record.slow > 1 and record.slow_s >= EVIDENCE_S else None
+            return found if record.slow_s >= EVIDENCE_S else None
         found = None
         if record.base is not None and pace.step_s >= LONE_STEP_S:
             tokens = max(1, pace.running + pace.unread)
@@ -133,8 +136,13 @@ class Stragglers:
         record.lone = record.lone + 1 if found else 0
         return found if record.lone > 1 else None
 
+    def begin_anew(self, name: str) -> None:
+        """What it did until now counts no more; it is as warm as it was."""
+        record = self._records[name]
+        self._records[name] = _Record(record.warm, record.pace)
+
     def forget(self, name: str) -> None:
-        """From now on it has just begun."""
+        """It does not come back."""
         self._records.pop(name, None)
 
     def _against(self, others: Iterable[str], step_s: float, tokens: float, since: float, now: float) -> Slow | None:

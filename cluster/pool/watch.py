@@ -128,7 +128,7 @@ class Watch:
 
     def _suspect(self, member: Member, slow: Slow, now: float) -> None:
         rest_s = self._rests.next_s(member.name, now)
-        self._stragglers.forget(member.name)
+        self._stragglers.begin_anew(member.name)
         member.move(MemberState.SUSPECT)
         self._called_back[member.name] = asyncio.Event()
         handed = len(self._on.lost(member))

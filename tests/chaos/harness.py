@@ -40,9 +40,9 @@ TABLE = "RAYLIGN_CHAOS_TABLE"
 @dataclass(frozen=True, slots=True)
 class Fault:
     """role: of the process, as Raylign names it (`rollout-0`, `learner-1`, `driver`). at: `module:Class.method`. call:
-    which call of it. do: kill, stop, exit, sleep (seconds), raise, nospace (no space left on the device), full
-    (SQLite's word for it), nan (its first argument, a tensor, is not a number), jump (the process's clock is set ahead
-    by `seconds`)."""
+    which call of it. do: kill, stop, exit, sleep (seconds), slow (seconds, at every call from then on), raise, nospace
+    (no space left on the device), full (SQLite's word for it), nan (its first argument, a tensor, is not a number),
+    jump (the process's clock is set ahead by `seconds`)."""
 
     id: str
     role: str
@@ -117,13 +117,15 @@ def assert_died(ended: Ended, *faults: str) -> None:
         assert not psutil.pid_exists(pid), f"{fault}: process {pid} is still there"
 
 
-def assert_balanced(run_dir: Path, trained: int) -> None:
-    """Every prompt that was admitted was trained once or dropped, and so many were trained."""
+def assert_balanced(run_dir: Path, trained: int, dropped: int | None = None) -> None:
+    """Every prompt that was admitted was trained once or dropped, and so many were trained, and dropped if it is said
+    how many."""
     with sqlite3.connect(run_dir / "ledger.sqlite") as db:
         counts = dict(db.execute("SELECT state, count(*) FROM prompts GROUP BY state").fetchall())
         distinct = db.execute("SELECT count(DISTINCT position) FROM prompts WHERE state = 'trained'").fetchone()[0]
     assert counts.get("trained") == distinct == trained, counts
     assert sum(counts.values()) == counts["trained"] + counts.get("dropped", 0), f"in flight at the end: {counts}"
+    assert dropped in (None, counts.get("dropped", 0)), counts
 
 
 def assert_same_numbers(run_dir: Path, undisturbed: Path) -> None:

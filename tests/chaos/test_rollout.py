@@ -1,4 +1,5 @@
-"""Rollout workers that die or hang in each of their phases: another takes their work, and the run is the same run."""
+"""Rollout workers that die or hang in each of their phases, or slow down: others take their work, and the run is the
+same run."""
 
 from __future__ import annotations
 
@@ -91,3 +92,26 @@ def test_a_spare_takes_the_place_of_a_worker_that_died(undisturbed: Path, tiny_m
     assert_same_numbers(ended.run_dir, undisturbed)
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     report(ended, fault.id, recovered="worker")
+
+
+@pytest.mark.chaos
+def test_a_worker_that_decodes_ten_times_slower_holds_nothing_up(tiny_model: Path, tmp_path: Path) -> None:
+    """All three at one pace, as on GPUs of their own: 0.02 s a decode step, and 0.2 s in one of them from its tenth."""
+    changes = merged(
+        CHANGES,
+        {
+            "deterministic": False,
+            "recovery": {"silence_s": 20.0},
+            "rollout": {"workers": 3, "prompts_per_step": 6, "sampling": {"max_tokens": 96, "min_tokens": 96}},
+        },
+    )
+    pump = "actors.rollout:RolloutWorker.pump"
+    slow = Fault("worker ten times slower", "rollout-1", pump, call=10, do="slow", seconds=0.2)
+    paced = [Fault(f"pace of worker {n}", f"rollout-{n}", pump, do="slow", seconds=0.02) for n in range(3)]
+    ended = run_with([slow, *paced], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    suspected = ended.after(slow.id, "suspect")
+    assert {event["text"].split()[0] for event in suspected} == {"rollout-1"}
+    assert ended.after(slow.id, "lost") == []
+    assert_balanced(ended.run_dir, trained=6 * STEPS, dropped=0)
+    report(ended, slow.id, detected="suspect", recovered="worker")

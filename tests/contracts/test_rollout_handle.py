@@ -170,6 +170,8 @@ def test_a_pulse_tells_where_the_seconds_went(bench: Bench) -> None:
     assert pulse.open == 0 and pulse.tokens_made > 0
     assert pulse.seconds.generate >= pulse.seconds.engine > 0 and pulse.seconds.sync > 0
     assert {what for what, _, _ in pulse.spans} >= {"generate", "sync"}
+    assert pulse.pace.steps > 0 and pulse.pace.seconds == pulse.seconds.generate and pulse.pace.step_s == 0.0
+    assert pulse.pace.tokens > pulse.tokens_made, "prompts were read too"
     assert bench.run(bench.handle.pulse()).spans == (), "told once"
 
 

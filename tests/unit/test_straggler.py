@@ -118,6 +118,29 @@ def test_a_hiccup_that_is_shorter_than_a_second_is_none():
         assert pool.until_found(looks=3)[1] == {}
 
 
+def test_noise_that_makes_the_others_slow_too_now_and_then_only_delays_it():
+    """Steps of 1/4 s: warm at 1 s, three after the first look. Then of every three looks one finds the others as slow
+    and takes back a quarter of a second: 1, 0, 1, 2, 1, 2, 3, 2, 3, 4 of them at the tenth look."""
+    pool = Pool(a=Decoder(1 / 32), b=Decoder(1 / 32), c=Decoder(1 / 4))
+    found: dict[str, str] = {}
+    while not found:
+        noisy = pool.now >= 1.0 and round(pool.now / LOOK_S) % 3 == 2
+        for name in "ab":
+            pool.workers[name].step_s = 1 / 4 if noisy else 1 / 32
+        found = pool.look()
+    assert (pool.now, found.keys()) == (3.5, {"c"})
+
+
+def test_standstills_that_come_now_and_then_make_nobody_slow():
+    """5 s count half a second, of which the looks until the next take a quarter each."""
+    pool = Pool(a=Decoder(1 / 32), b=Decoder(1 / 32), c=Decoder(1 / 32))
+    for _ in range(5):
+        assert pool.until_found(looks=8)[1] == {}
+        c = pool.workers["c"]
+        c.pace = dataclasses.replace(c.pace, steps=c.pace.steps + 1, seconds=c.pace.seconds + 5.0)
+        assert pool.look() == {}
+
+
 def test_a_pool_of_one_has_nobody_slow_nor_one_in_which_all_are():
     assert Pool(a=Decoder(5.0)).until_found()[1] == {}
     slowed = Pool(a=Decoder(0.02), b=Decoder(0.02), c=Decoder(0.02))
@@ -216,10 +239,15 @@ def test_the_first_steps_of_one_that_has_just_begun_count_for_nothing():
     assert pool.until_found(looks=48)[1] == {}
     pool.workers["c"].step_s = 0.02
     assert pool.until_found()[1] == {}
-    pool.policy.forget("c")
-    pool.workers["c"].step_s = 4.0
-    assert pool.until_found(looks=48)[1] == {}, "nor of one that has rested"
-    assert pool.until_found(looks=9)[1].keys() == {"c"}
+
+
+def test_one_that_has_rested_begins_anew_and_is_warm():
+    """The first look, of 32.5 s, is at where it stands: a step has just ended. Four more end 20/16 s later."""
+    pool = Pool(a=Decoder(1 / 32), b=Decoder(1 / 32), c=Decoder(10 / 32))
+    assert pool.until_found()[0] == 2.25
+    pool.policy.begin_anew("c")
+    pool.now += 30.0
+    assert pool.until_found()[0] == 32.5 + 1.25
 
 
 def test_a_prompt_that_is_read_makes_nobody_slow():

@@ -2,8 +2,9 @@
 
 In: RAYLIGN_FAULTS, a JSON list of faults: {"id", "role", "at": "module:Class.method", "call": n, "do", "seconds"}; the
 process's role stands in RAYLIGN_ROLE. At the n-th call of that method in a process of that role it kills, stops or
-delays its own process, sets its clock, or raises. Each fault strikes once in a run: whoever creates its file in
-RAYLIGN_FAULTS_DIR, which then says when and in which process. Nothing of it is in Raylign.
+delays its own process, sets its clock, raises, or slows this call and all later ones down. Each fault strikes once in a
+run: whoever creates its file in RAYLIGN_FAULTS_DIR, which then says when and in which process. Nothing of it is in
+Raylign.
 """
 
 from __future__ import annotations
@@ -69,14 +70,18 @@ def strike(fault: dict[str, Any]) -> bool:
 
 
 def planted(method: Callable[..., Any], fault: dict[str, Any]) -> Callable[..., Any]:
-    calls = 0
+    calls, struck = 0, False
 
     @functools.wraps(method)
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
+        nonlocal calls, struck
         calls += 1
-        if calls == fault.get("call", 1) and strike(fault) and fault["do"] == "nan":
+        now = calls == fault.get("call", 1) and strike(fault)
+        struck |= now
+        if now and fault["do"] == "nan":
             args = (args[0], args[1] * float("nan"), *args[2:])
+        if struck and fault["do"] == "slow":
+            time.sleep(fault["seconds"])
         return method(*args, **kwargs)
 
     return counted
