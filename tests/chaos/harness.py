@@ -146,6 +146,20 @@ def assert_same_weights(run_dir: Path, undisturbed: Path, step: int) -> None:
     assert not differ, f"{len(differ)} of {len(expected)} tensors differ, such as {differ[0]}"
 
 
+def assert_same_run(run_dir: Path, undisturbed: Path, steps: int = STEPS) -> None:
+    """Every prompt counts once, and numbers and weights are those of the run in which nothing died."""
+    assert_balanced(run_dir, trained=4 * steps)
+    assert_same_numbers(run_dir, undisturbed)
+    assert_same_weights(run_dir, undisturbed, steps)
+
+
+def assert_borne(ended: Ended, undisturbed: Path, *died: str) -> None:
+    """The run came to its end as if nothing had been, and these faults' victims are gone."""
+    assert ended.code == 0, ended.output
+    assert_died(ended, *died)
+    assert_same_run(ended.run_dir, undisturbed)
+
+
 def events_of(run_dir: Path, since: float, *kinds: str) -> list[dict[str, Any]]:
     """Events of these kinds since then (unix seconds)."""
     file = run_dir / "events.jsonl"

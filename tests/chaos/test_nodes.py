@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.harness import CHANGES, STEPS, assert_balanced, assert_same_numbers, assert_same_weights
+from tests.chaos.harness import CHANGES, assert_same_run
 from tests.integration.rewards import SLOW
 from tests.integration.runs import left_behind, merged, recipe, start, stop, wait_for_step
 
@@ -67,9 +67,7 @@ def test_a_node_that_is_removed_with_every_worker_changes_nothing(
     finally:
         stop(process)
     assert left_behind(log, timeout_s=30) == []
-    assert_balanced(run, trained=4 * STEPS)
-    assert_same_numbers(run, undisturbed)
-    assert_same_weights(run, undisturbed, STEPS)
+    assert_same_run(run, undisturbed)
 
 
 PACED = {"functions": {"digits": {"function": "tests/integration/rewards.py:paced_digit_share"}}}
