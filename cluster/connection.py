@@ -23,11 +23,13 @@ AUTHENTICATION = "RAY_AUTH_MODE"
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A cluster that outlives the driver. namespace: what those of the run's workers begin with. authentication: Ray's
-    mode of it, as whoever started or found the cluster has it; None where Ray was not told."""
+    mode of it, as whoever started or found the cluster has it; None where Ray was not told. scratch: a folder of the
+    keeper's machine for the workers' temporary files, which goes with it."""
 
     address: str
     namespace: str
     authentication: str | None
+    scratch: str
 
 
 @functools.cache
@@ -90,6 +92,6 @@ class Cluster:
         ray.shutdown()
 
 
-def joining(namespace: str) -> Kept:
+def joining(namespace: str, scratch: str) -> Kept:
     """How others join the cluster that this process is connected to."""
-    return Kept(ray.get_runtime_context().gcs_address, namespace, os.environ.get(AUTHENTICATION))
+    return Kept(ray.get_runtime_context().gcs_address, namespace, os.environ.get(AUTHENTICATION), scratch)

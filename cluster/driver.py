@@ -32,7 +32,7 @@ from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
 from cluster.online_pairs import OnlinePairsJob
-from cluster.placement import Placement, logical_cpus, plan, shortage
+from cluster.placement import SCRATCH, Placement, logical_cpus, plan, shortage
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.preferences import PreferenceJob
 from cluster.recovery import last_commit, step_of
@@ -125,12 +125,12 @@ def _cluster(config: Config, directory: RunDirectory) -> Iterator[Cluster]:
             yield cluster
         return
     what = hashlib.sha256(f"{directory}\n{config.model_dump_json()}".encode()).hexdigest()[:12]
-    os.environ[LEASE] = there.namespace
+    os.environ |= {LEASE: there.namespace, SCRATCH: there.scratch}
     try:
         with Cluster(there.address, 0, f"{there.namespace}-{what}-{os.getpid()}") as cluster:
             yield cluster
     finally:
-        del os.environ[LEASE]
+        del os.environ[LEASE], os.environ[SCRATCH]
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 In: `python -m cluster.keeper ADDRESS CPUS TIMEOUT_S NAMESPACE`, its standard input held open by the supervisor. Out:
 one line of JSON once the cluster stands, a renewed lease until the input ends; then every worker of the run is ended,
-and a local cluster with them. Who waits for whom: drivers for that line; the keeper for nobody. It hears no signal that
-is meant for the run, and a supervisor that is killed ends it as well. Left out: what drivers do, when they are started
-(supervisor.py), the lease (workers/lease.py).
+and a local cluster with them, and their temporary files removed. Who waits for whom: drivers for that line; the keeper
+for nobody. It hears no signal that is meant for the run, and a supervisor that is killed ends it as well. Left out:
+what drivers do, when they are started (supervisor.py), the lease (workers/lease.py).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -119,7 +121,8 @@ def main(keeping: Keeping) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ray has set its own handlers
     lease.renew(keeping.namespace, 0)
-    print(json.dumps(asdict(joining(keeping.namespace))), flush=True)
+    scratch = tempfile.mkdtemp(prefix=f"{keeping.namespace}-")
+    print(json.dumps(asdict(joining(keeping.namespace, scratch))), flush=True)
 
     def until_the_end() -> None:
         sys.stdin.read()
@@ -137,6 +140,7 @@ def main(keeping: Keeping) -> None:
     threading.Timer(END_S, os._exit, (1,)).start()
     lease.end_all(keeping.namespace)
     cluster.__exit__(None, None, None)
+    shutil.rmtree(scratch, ignore_errors=True)  # a worker of another user's cluster may be writing its last
     os._exit(0)  # the timer would be waited for
 
 

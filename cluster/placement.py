@@ -23,6 +23,8 @@ PROCESS_ENV = {
 }
 
 
+SCRATCH = "RAYLIGN_SCRATCH"
+"""In the driver's environment: where its workers put temporary files, for some libraries leave theirs behind."""
 PASSED_ON = ("RAYLIGN_STACKS", "RAYLIGN_LEASE")
 """What the driver's environment tells its workers, on whichever node."""
 
@@ -90,6 +92,8 @@ def process_environment(role: RolePlan, name: str) -> dict[str, str]:
     """What a worker's process starts with."""
     threads = str(role.threads)
     own = {"OMP_NUM_THREADS": threads, "RAYLIGN_ROLE": name, "TOKENIZERS_PARALLELISM": "false", **PROCESS_ENV}
+    if SCRATCH in os.environ:
+        own["TMPDIR"] = os.environ[SCRATCH]
     return own | {key: os.environ[key] for key in PASSED_ON if key in os.environ}
 
 

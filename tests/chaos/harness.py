@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint": {"every_steps": 2, "asynchronous": True},
 }
 """Of the recipe of tests/integration/runs.py: six deterministic steps, a commit every second one."""
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY, TEMPORARY = "/dev/shm", ("raylign-", "vllm_", "pymp-", "torch_")
 INJECT = Path(__file__).parent / "inject"
 TABLE = "RAYLIGN_CHAOS_TABLE"
 """In the environment: a file that takes a line for each fault that was borne."""
@@ -86,7 +87,7 @@ def run_with(
         "RAYLIGN_FAULTS": json.dumps(planted),
         "RAYLIGN_FAULTS_DIR": str(folder),
     }
-    shared = set(os.listdir(SHARED_MEMORY))
+    before = scratch()
     process = start("train", recipe, "--run-dir", run_dir, *arguments, log=log, **environment)
     try:
         meanwhile(process)
@@ -97,10 +98,15 @@ def run_with(
     ended = Ended(code, log.read_text(), run_dir, strikes)
     assert not (missed := {fault.id for fault in faults} - strikes.keys()), f"did not strike: {missed}\n{ended.output}"
     assert left_behind(log, timeout_s=30) == []
-    assert set(os.listdir(SHARED_MEMORY)) <= shared, "shared memory was left behind"
-    half = [path for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
-    assert half == [], "temporary files were left behind"
+    half = [str(path) for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
+    assert [*(scratch() - before), *half] == [], "files that were to be gone"
     return ended
+
+
+def scratch() -> set[str]:
+    """Shared memory, and temporary files of the kinds that a run makes."""
+    made = {path.name for path in Path(tempfile.gettempdir()).iterdir() if path.name.startswith(TEMPORARY)}
+    return made | {f"shared memory {name}" for name in os.listdir(SHARED_MEMORY)}
 
 
 def wait_for_strike(run_dir: Path, fault: str, timeout_s: float = 120) -> None:
