@@ -188,10 +188,16 @@ def _loop(job: Job) -> ModuleType:
     return {"synchronous": ppo, **ahead}[job.config.rollout.schedule.kind]
 
 
+def living_serve(config: Config) -> bool:
+    """Whether a run can go on with the workers of the driver before, whatever weights they hold. Offline runs measure
+    the initial weights first; a delta needs the version that it is one to."""
+    return config.algorithm.online and config.weights.transport != "sparse_delta"
+
+
 def _start(job: Job, placement: Placement, commit: Path | None) -> None:
     config = job.config
-    if commit is None or isinstance(job, OfflineJob):
-        end_living()  # what is measured first is measured on fresh weights
+    if commit is None or not living_serve(config):
+        end_living()
     if isinstance(job, OnlineJob):
         job.start_workers(placement, reward_specs(config), Path.cwd())
         tokenizer = load_tokenizer(config, job.model_path)

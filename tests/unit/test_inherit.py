@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from actors.types import PolicyVersion
+from cluster.driver import living_serve
+from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.local_rollout import LocalRollout
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.unit.test_pool import LIMITS, PROMPTS, SAMPLING, Bench, every_row, rows_of, script
@@ -80,3 +82,8 @@ def test_without_any_that_lives_those_that_are_started_join_after_the_publish(be
     one.pool.take_over()
     one.publish(3)
     one.until(lambda: one.states() == {"rollout-0": ("healthy", 3)})
+
+
+def test_runs_that_need_weights_of_a_known_version_start_afresh():
+    assert living_serve(config(GRPO)) and living_serve(config(GRPO, "weights.transport=collective"))
+    assert not living_serve(config(GRPO, "weights.transport=sparse_delta")) and not living_serve(config(DPO))
