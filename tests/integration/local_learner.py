@@ -21,6 +21,7 @@ class LocalLearnerGroup(LearnerGroup):
     def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
         self._ranks = [_Rank(LearnerRole(spec, 0, 1))]
         self._timeout_s = timeout_s
+        self.found = False
 
     def close(self) -> None:
         destroy_process_group()
