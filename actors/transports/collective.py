@@ -17,15 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from actors.transports.interface import (
-    DeviceBucket,
-    Layout,
-    Link,
-    Named,
-    TransportError,
-    checksum,
-    flat_bytes,
-)
+from actors.transports.flat import checksum, flat_bytes
+from actors.transports.interface import DeviceBucket, Layout, Link, Named, TransportError
 from actors.types import WeightBucket
 
 

@@ -13,15 +13,8 @@ from typing import Any
 
 import torch
 
-from actors.transports.interface import (
-    DeviceBucket,
-    Layout,
-    Link,
-    Named,
-    TransportError,
-    checksum,
-    flat_bytes,
-)
+from actors.transports.flat import checksum, flat_bytes
+from actors.transports.interface import DeviceBucket, Layout, Link, Named, TransportError
 from actors.types import WeightBucket
 
 

@@ -127,20 +127,3 @@ class Passing:
 
     def open(self, parcel: Any) -> WeightBucket:
         return parcel
-
-
-def flat_bytes(tensors: Named) -> torch.Tensor:
-    """uint8 [n]: the tensors end to end, where they lie."""
-    parts = [tensor.detach().contiguous().view(-1).view(torch.uint8) for _, tensor in tensors]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.uint8)
-
-
-def checksum(data: torch.Tensor) -> int:
-    """64 bits of uint8 [n], equal on every device: sum of word_i (2 i + 1) modulo 2^64, so that any one changed word,
-    and almost any two, change it. Not against malice."""
-    whole = data.numel() // 8 * 8
-    words = data[:whole].view(torch.int64) if whole else torch.zeros(0, dtype=torch.int64, device=data.device)
-    odd = torch.arange(1, 2 * words.numel() + 1, 2, dtype=torch.int64, device=data.device)
-    tail = sum(int(byte) << (8 * i) for i, byte in enumerate(data[whole:].tolist()))
-    total = int((words * odd).sum()) + tail * (2 * words.numel() + 1)
-    return total % (1 << 64)

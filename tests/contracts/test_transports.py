@@ -15,7 +15,8 @@ from actors.buckets import cut, make_bucket
 from actors.reception import PublishRefused
 from actors.transports import receiver_for, sender_for
 from actors.transports.collective import CollectiveSender
-from actors.transports.interface import Link, TransportError, checksum
+from actors.transports.flat import checksum
+from actors.transports.interface import Link, TransportError
 from actors.transports.sparse_delta import DeltaBucket
 from actors.types import PolicyVersion, WeightBucket, digest_buckets
 from tests.contracts.transport_ends import RemoteReceiver, Version, all_of
