@@ -140,7 +140,7 @@ def main(keeping: Keeping) -> None:
     threading.Timer(END_S, os._exit, (1,)).start()
     lease.end_all(keeping.namespace)
     cluster.__exit__(None, None, None)
-    shutil.rmtree(scratch, ignore_errors=True)  # a worker of another user's cluster may be writing its last
+    shutil.rmtree(scratch, ignore_errors=True)  # a worker that is ending may write its last
     os._exit(0)  # the timer would be waited for
 
 
