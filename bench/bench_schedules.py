@@ -11,13 +11,12 @@ take. The work is the same in all runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
-from actors.engine import Request, StepOutput
-from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings
+from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.common import table
+from bench.timed_engine import Lengths, TimedEngine
 from cluster.pool.admission import Admission
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
@@ -30,49 +29,12 @@ WORKERS, BATCH, SAMPLES, STEPS = 4, 16, 4, 12
 BOUNDS = (1, 2, 4)
 """Of staleness, in versions."""
 STEP_S, LEARN_S = 0.004, 0.8
-MEDIAN, SIGMA, LONGEST = 100, 0.8, 600
-
-
-def length(group: int, index: int) -> int:
-    rng = np.random.default_rng([group, index])
-    return int(min(LONGEST, MEDIAN * np.exp(SIGMA * rng.standard_normal())) + 1)
-
-
-class SlowEngine:
-    """One token of every running request in STEP_S; a request ends at its own length."""
-
-    def __init__(self) -> None:
-        self._left: dict[str, int] = {}
-
-    def add_request(self, request: Request) -> None:
-        group, index, _ = request.id.split("/")
-        self._left[request.id] = length(int(group), int(index)) - request.made
-
-    def step(self) -> list[StepOutput]:
-        time.sleep(STEP_S)
-        outputs = []
-        for request_id in list(self._left):
-            self._left[request_id] -= 1
-            done = self._left[request_id] <= 0
-            if done:
-                del self._left[request_id]
-            outputs.append(StepOutput(request_id, (1,), (-1.0,), FinishReason.STOP if done else None))
-        return outputs
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            self._left.pop(request_id, None)
-
-    def pressure(self) -> float:
-        return 0.0
-
-    def close(self) -> None:
-        self._left = {}
+LENGTHS = Lengths(longest=600)
 
 
 def pool_of() -> RolloutPool:
     pool = RolloutPool(
-        local_start(lambda name: SlowEngine(), {}),
+        local_start(lambda name: TimedEngine(LENGTHS, lambda sequences: STEP_S), {}),
         WORKERS,
         put=lambda value: value,
         sequences=64,
@@ -82,7 +44,7 @@ def pool_of() -> RolloutPool:
     return pool
 
 
-SAMPLING = SamplingSettings(max_tokens=LONGEST + 1, samples_per_prompt=SAMPLES)
+SAMPLING = SamplingSettings(max_tokens=LENGTHS.longest + 1, samples_per_prompt=SAMPLES)
 
 
 def prompts(first: int, count: int) -> list[Prompt]:
@@ -158,11 +120,11 @@ def foretold(staleness: int) -> float:
             samples=SAMPLES,
             steps=STEPS + staleness + 1,
             step=StepTime(base=STEP_S, each=0.0),
-            lengths=lambda group: [length(group, index) for index in range(SAMPLES)],
+            lengths=lambda group: [LENGTHS(group, index) for index in range(SAMPLES)],
             learn_s=lambda tokens: LEARN_S,
             max_staleness=staleness,
             sequences=64,
-            max_tokens=LONGEST + 1,
+            max_tokens=LENGTHS.longest + 1,
         )
     )
     return float(np.mean(forecast.step_s[staleness + 1 :] if staleness else forecast.step_s))
@@ -171,7 +133,7 @@ def foretold(staleness: int) -> float:
 def longest_s() -> float:
     """Mean over batches of the time that their longest sequence takes."""
     batches = [range(step * BATCH, (step + 1) * BATCH) for step in range(STEPS)]
-    return STEP_S * float(np.mean([max(length(g, i) for g in batch for i in range(SAMPLES)) for batch in batches]))
+    return STEP_S * float(np.mean([max(LENGTHS(g, i) for g in batch for i in range(SAMPLES)) for batch in batches]))
 
 
 if __name__ == "__main__":

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from actors.engine import Request, StepOutput
-from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings
+from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.common import table
+from bench.timed_engine import Lengths, TimedEngine
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.pool.recovery import RecoveryLimits
 from tests.fixtures.local_rollout import local_start
 
 WORKERS, BATCH, SAMPLES, SLOWER = 4, 16, 4, 10.0
-MEDIAN, SIGMA, LONGEST = 100, 0.8, 400
+LENGTHS = Lengths(longest=400)
 CALM_STEPS, MOST_STEPS = 4, 20
-SAMPLING = SamplingSettings(max_tokens=LONGEST + 1, samples_per_prompt=SAMPLES)
+SAMPLING = SamplingSettings(max_tokens=LENGTHS.longest + 1, samples_per_prompt=SAMPLES)
 PROMPTS = [Prompt(id=g, token_ids=(1,), group=g) for g in range(BATCH)]
 
 
@@ -39,47 +36,11 @@ class Cost:
     base: float
     each: float
 
+    def __call__(self, sequences: int) -> float:
+        return self.base + self.each * sequences
+
 
 COSTS = (Cost("a step costs 10 ms", 0.010, 0.0), Cost("a step costs 4 ms and 1 a sequence", 0.004, 0.001))
-
-
-def length(group: int, index: int) -> int:
-    rng = np.random.default_rng([group, index])
-    return int(min(LONGEST, MEDIAN * np.exp(SIGMA * rng.standard_normal())) + 1)
-
-
-class CostlyEngine:
-    """One token of every running request a step; a request ends at its own length. slower: times its cost."""
-
-    def __init__(self, cost: Cost) -> None:
-        self._cost = cost
-        self._left: dict[str, int] = {}
-        self.slower = 1.0
-
-    def add_request(self, request: Request) -> None:
-        group, index, _ = request.id.split("/")
-        self._left[request.id] = length(int(group), int(index)) - request.made
-
-    def step(self) -> list[StepOutput]:
-        time.sleep(self.slower * (self._cost.base + self._cost.each * len(self._left)))
-        outputs = []
-        for request_id in list(self._left):
-            self._left[request_id] -= 1
-            done = self._left[request_id] <= 0
-            if done:
-                del self._left[request_id]
-            outputs.append(StepOutput(request_id, (1,), (-1.0,), FinishReason.STOP if done else None))
-        return outputs
-
-    def abort(self, request_ids: Sequence[str]) -> None:
-        for request_id in request_ids:
-            self._left.pop(request_id, None)
-
-    def pressure(self) -> float:
-        return 0.0
-
-    def close(self) -> None:
-        self._left = {}
 
 
 class Bench:
@@ -87,11 +48,11 @@ class Bench:
 
     def __init__(self, cost: Cost, limits: RecoveryLimits) -> None:
         self.told: list[tuple[float, str, str]] = []
-        self.engines: dict[str, CostlyEngine] = {}
+        self.engines: dict[str, TimedEngine] = {}
         self.samples = self.steps = 0
 
-        def engine(name: str) -> CostlyEngine:
-            self.engines[name] = CostlyEngine(cost)
+        def engine(name: str) -> TimedEngine:
+            self.engines[name] = TimedEngine(LENGTHS, cost)
             return self.engines[name]
 
         self.pool = RolloutPool(
@@ -111,7 +72,7 @@ class Bench:
         found = self.pool.generate(PROMPTS, SAMPLING, 0)
         took = time.monotonic() - began
         came = [(s.group, s.sample_index, len(s.token_ids)) for chunk in found.chunks for s in chunk]
-        assert sorted(came) == [(g, i, length(g, i)) for g in range(BATCH) for i in range(SAMPLES)]
+        assert sorted(came) == [(g, i, LENGTHS(g, i)) for g in range(BATCH) for i in range(SAMPLES)]
         self.samples += len(came)
         self.steps += 1
         return took
