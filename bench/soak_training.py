@@ -1,14 +1,16 @@
 """How much of its time a run trains while its processes are killed at random: SmolLM2, GRPO, real everything.
 
-A random role (rollout worker, learner, scorer, driver; never the supervisor) is killed at random moments, on average
-every so many seconds. What counts are the steps of the history that counts, each as long as the median step: their
-seconds over those from the first step's beginning to the last's end. A step that was repeated, waited for a worker, or
-followed a driver's start is no longer for that. Ends with the kills by role and what the run says of itself.
-`make soak` runs this for a kill every 300 and every 60 s.
+In each window of so many seconds a role (rollout worker, learner, scorer, driver; never the supervisor) is killed at a
+random moment, each role as often as the others. What counts are the steps of the history that counts, each as long as
+the median step, and the evaluations, each as long as in a run that nobody disturbs: their seconds over those from the
+first step's beginning to the end. A step that was repeated, waited for a worker, or followed a driver's start is no
+longer for that. Rewards are compared after the same number of steps. `make soak` runs this for a kill every 300 and
+every 60 s.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,11 @@ from bench.common import table
 
 RECIPE = "deploy/recipes/grpo_demo.yaml"
 ROLES = ("rollout", "learner", "scorer", "driver")
+STEPS = int(os.environ.get("RAYLIGN_SOAK_STEPS", "40"))
+RUNS = {float("inf"): STEPS, 60.0: STEPS, 300.0: 2 * STEPS}
+"""Of a kill every so many seconds, how many steps; all are evaluated after STEPS."""
 CHANGES = (
-    "evaluation.every_steps=0",
+    f"evaluation.every_steps={STEPS}",
     "checkpoint.every_steps=2",
     "checkpoint.asynchronous=true",
     "checkpoint.keep_best=false",
@@ -82,65 +88,78 @@ def start(folder: Path, steps: int) -> Run:
         return Run(folder, subprocess.Popen([*command, "--run-dir", str(folder)], stdout=log, stderr=log))
 
 
-def disturbed(folder: Path, steps: int, every_s: float, seed: int) -> Run:
-    """A run to its end, with kills on average every so many seconds once it trains."""
-    run, draw = start(folder, steps), random.Random(seed)
+def moments(every_s: float, draw: random.Random) -> Iterator[tuple[float, str]]:
+    """(seconds from the first kill's window, role) without end."""
+    for first in itertools.count(step=len(ROLES)):
+        for i, role in enumerate(draw.sample(ROLES, len(ROLES))):
+            yield every_s * (first + i + draw.random()), role
 
-    def pause() -> float:
-        return draw.expovariate(1.0 / every_s) if every_s < float("inf") else every_s
 
+def disturbed(folder: Path, steps: int, every_s: float) -> Run:
+    """A run to its end, with a kill in each window of so many seconds once it trains."""
+    run = start(folder, steps)
     while run.process.poll() is None and not any(row["step"] == 1 for row in run.records("metrics.jsonl")):
         time.sleep(0.5)
-    next_at = time.monotonic() + pause()
+    began, draw = time.monotonic(), random.Random(0)
+    kills = moments(every_s, draw) if every_s < float("inf") else iter(())
+    at, role = next(kills, (float("inf"), ""))
     while run.process.poll() is None:
         time.sleep(0.2)
-        if time.monotonic() < next_at:
-            continue
-        role = draw.choice(ROLES)
-        if victims := run.victims(role):
+        if time.monotonic() - began > at and (victims := run.victims(role)):
             draw.choice(victims).kill()
             run.killed[role] += 1
-            print(f"killed a {role}", file=sys.stderr, flush=True)
-            next_at = time.monotonic() + pause()
+            print(f"killed a {role} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            at, role = next(kills)
     if run.process.returncode != 0:
         sys.exit(folder.with_suffix(".log").read_text()[-3000:])
     return run
 
 
-def effective(run: Run) -> dict[str, float]:
-    rows = [row for row in run.records("metrics.jsonl") if row["step"] > 0]
-    step_s = statistics.median(row["time/step_s"] for row in rows)
-    wall_s = rows[-1]["time"] - (rows[0]["time"] - rows[0]["time/step_s"])
-    stalls = [event["stall_seconds"] for event in run.records("events.jsonl") if event["kind"] == "checkpoint"]
-    final = next(row for row in reversed(rows) if "eval/correct" in row)
-    return {
-        "steps": len(rows),
-        "kills": run.killed.total(),
-        "median step (s)": step_s,
-        "wall (s)": wall_s,
-        "stall (s)": statistics.median(stalls),
-        "effective": len(rows) * step_s / wall_s,
-        "right answers at the end": final["eval/correct"],
-        "low": final["eval/correct_low"],
-        "high": final["eval/correct_high"],
-    }
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """evaluation_s: from the last step's end to the end of its evaluation. wall_s: from the first step's beginning to
+    there. score: right answers after STEPS, with its interval."""
+
+    steps: int
+    step_s: float
+    wall_s: float
+    stall_s: float
+    evaluation_s: float
+    score: str
+
+    @classmethod
+    def of(cls, run: Run) -> Outcome:
+        rows = {row["step"]: row for row in run.records("metrics.jsonl") if row["step"] > 0}
+        first, last, judged = rows[1], rows[len(rows)], rows[STEPS]
+        stalls = [event["stall_seconds"] for event in run.records("events.jsonl") if event["kind"] == "checkpoint"]
+        return cls(
+            steps=len(rows),
+            step_s=statistics.median(row["time/step_s"] for row in rows.values()),
+            wall_s=last["time"] - (first["time"] - first["time/step_s"]),
+            stall_s=statistics.median(stalls),
+            evaluation_s=last["time"] - rows[len(rows) - 1]["time"] - last["time/step_s"],
+            score="{eval/correct:.3f} ({eval/correct_low:.3f} to {eval/correct_high:.3f})".format_map(judged),
+        )
+
+    def lost_s(self, evaluation_s: float) -> float:
+        """Seconds that were neither a step's nor an evaluation's."""
+        return self.wall_s - self.steps * self.step_s - self.steps // STEPS * evaluation_s
 
 
 def main() -> None:
-    steps = int(os.environ.get("RAYLIGN_SOAK_STEPS", "60"))
-    pauses = [float(text) for text in os.environ.get("RAYLIGN_SOAK_EVERY_S", "300,60").split(",")]
-    rows = []
+    rows, evaluation_s = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for pause in [*pauses, float("inf")]:
-            run = disturbed(Path(folder) / f"every-{pause:g}", steps, pause, seed=0)
-            found = effective(run)
-            kills = ", ".join(f"{count} {role}" for role, count in sorted(run.killed.items())) or "none"
-            score = f"{found['right answers at the end']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
-            rows.append([f"{pause:g}", kills, found["steps"], found["median step (s)"], found["wall (s)"]])
-            rows[-1] += [found["effective"], found["stall (s)"], score]
+        for every_s, steps in RUNS.items():
+            run = disturbed(Path(folder) / f"every-{every_s:g}", steps, every_s)
+            found = Outcome.of(run)
+            evaluation_s = evaluation_s or found.evaluation_s
+            lost_s, kills = found.lost_s(evaluation_s), run.killed.total()
+            told = ", ".join(f"{count} {role}" for role, count in sorted(run.killed.items())) or "none"
+            rows.append([f"{every_s:g}", told, found.steps, found.step_s, found.wall_s, 1.0 - lost_s / found.wall_s])
+            rows[-1] += [lost_s / kills if kills else "", found.stall_s, found.score]
             print(rows[-1], file=sys.stderr, flush=True)
     table(
-        "SmolLM2, GRPO, two cores: random kills of its processes",
+        f"SmolLM2, GRPO, two cores: its processes killed at random; right answers after {STEPS} steps",
         [
             "a kill every (s)",
             "killed",
@@ -148,6 +167,7 @@ def main() -> None:
             "median step (s)",
             "wall (s)",
             "effective",
+            "lost a kill (s)",
             "stall of a commit (s)",
             "right answers",
         ],

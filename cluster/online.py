@@ -80,6 +80,7 @@ class OnlineJob(Job):
             scorer_spec(config, self.model_path, reward_specs, base),
             config.rollout.timeout_s,
             config.recovery.scorer_failures,
+            self._tell_of_workers,
         )
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(

@@ -6,6 +6,7 @@ In: samples and their prompts. Out: score columns and a short report. Left out: 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class ScorerRole:
 
     def __init__(self, spec: ScorerSpec) -> None:
         tell_when_asked()
+        self._asked = threading.Event()
         from transformers import AutoTokenizer
 
         from actors.rewards.runner import RewardRunner
@@ -80,7 +82,16 @@ class ScorerRole:
         scores, stats = self.scorer.score(batch, {prompt.group: prompt for prompt in prompts})
         return scores, ScoreReport(stats.failed, tuple(stats.errors), time.monotonic() - began, os.getpid())
 
+    def outlast(self) -> None:
+        """Lasts as long as this process does, or until the next call of it: an earlier driver's must not stay. For a
+        thread of its own."""
+        before, self._asked = self._asked, threading.Event()
+        mine = self._asked
+        before.set()
+        mine.wait()
+
     def close(self) -> None:
+        self._asked.set()
         self.scorer.close()
 
 

@@ -2,40 +2,59 @@
 
 In: samples by reference. Out: references of scores and of reports. Scoring changes nothing, so Ray may do it again: it
 starts a scorer that died once more and repeats its calls; one that does not answer in time is ended here, to the same
-effect. Left out: what a scorer does (roles/scorer.py).
+effect. Ray tells nobody of it: a call that lasts as long as the scorer's process does. Left out: what a scorer does
+(roles/scorer.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed
 from cluster.placement import RolePlan
 from cluster.roles.scorer import ScorerRole, ScorerSpec
-from cluster.workers.calls import get, options, stop
+from cluster.workers.calls import first_line, get, options, stop
 from cluster.workers.lease import leased, living
+
+WATCH = "watch"
+"""Ray's concurrency group of the calls that only last: the scorer scores beside them."""
 
 
 class ScorerPool:
-    """timeout_s: the longest that scoring may take. failures: times that each scorer may be started again."""
+    """timeout_s: the longest that scoring may take. failures: times that each scorer may be started again. tell: what
+    happened, as the kind of an event and a sentence."""
 
-    def __init__(self, role: RolePlan, spec: ScorerSpec, timeout_s: float, failures: int = 0) -> None:
-        actor = ray.remote(leased(ScorerRole))
+    def __init__(
+        self,
+        role: RolePlan,
+        spec: ScorerSpec,
+        timeout_s: float,
+        failures: int = 0,
+        tell: Callable[[str, str], None] = lambda kind, text: None,
+    ) -> None:
+        actor = ray.remote(concurrency_groups={WATCH: 2})(leased(ScorerRole))
         again = {"max_restarts": failures, "max_task_retries": failures}
         found = living("scorer")  # of an earlier driver; to score leaves no trace in them
         names = [f"scorer-{i}" for i in range(role.count)]
         self._actors = [found.get(n) or actor.options(**options(role, n), **again).remote(spec) for n in names]
         self._timeout_s = timeout_s
         self._failures = failures
+        self._tell = tell
+        self._names = names
         self._busy: dict[str, int] = {}
         """Who does each call, by its task, until it was waited for."""
+        self._watches: dict[Ref, int] = {}
+        """The calls that last as long as a scorer does."""
 
     def score(self, samples: Samples) -> list[tuple[Ref, Ref]]:
         """(scores, stats) references, one pair a chunk."""
+        self._watch()
         made = []
         for i, (chunk, prompts) in enumerate(zip(samples.chunks, samples.prompts, strict=True)):
             scorer = i % len(self._actors)
@@ -48,8 +67,7 @@ class ScorerPool:
         """Their values. RunFailed when a scorer fails more often than it may."""
         refs = list(refs)
         for tries in range(self._failures + 1):
-            _, late = ray.wait(refs, num_returns=len(refs), timeout=self._timeout_s, fetch_local=False)
-            if not late:
+            if not (late := self._late(refs)):
                 break
             if tries == self._failures:
                 raise RunFailed(f"scoring: no answer within {self._timeout_s:g} s, {tries + 1} times")
@@ -60,7 +78,33 @@ class ScorerPool:
             self._busy.pop(_task(ref), None)
         return found
 
+    def _watch(self) -> None:
+        watched = set(self._watches.values())
+        for i, actor in enumerate(self._actors):
+            if i not in watched:
+                self._watches[actor.outlast.options(concurrency_group=WATCH, max_task_retries=0).remote()] = i
+
+    def _late(self, refs: Sequence[Ref]) -> list[Ref]:
+        """Those that did not come in time; who died meanwhile is told."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait([*refs, *self._watches], num_returns=len(refs), timeout=left, fetch_local=False)
+            ended = [ref for ref in ready if ref in self._watches]
+            for ref in ended:
+                self._end_watch(ref)
+            if not ended:
+                return [ref for ref in refs if ref not in set(ready)]
+
+    def _end_watch(self, ref: Ref) -> None:
+        name = self._names[self._watches.pop(ref)]
+        try:
+            ray.get(ref)
+        except RayError as error:
+            self._tell("lost", f"{name}: its process ended ({first_line(error)})")
+
     def close(self) -> None:
+        self._watches.clear()
         stop(self._actors)
 
 

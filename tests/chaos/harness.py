@@ -99,8 +99,19 @@ def run_with(
     assert not (missed := {fault.id for fault in faults} - strikes.keys()), f"did not strike: {missed}\n{ended.output}"
     assert left_behind(log, timeout_s=30) == []
     half = [str(path) for path in run_dir.rglob("*") if path.name.endswith(".tmp")]
-    assert [*(scratch() - before), *half] == [], "files that were to be gone"
+    assert not (left := [*sorted(scratch() - before), *half]), f"files that were to be gone: {left}"
     return ended
+
+
+def driver_of(supervisor: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """The driver that it runs, if there is one just now: its other child keeps the cluster."""
+    for child in psutil.Process(supervisor.pid).children():
+        try:
+            if "train" in child.cmdline():
+                return child
+        except psutil.NoSuchProcess:  # it ended while we looked
+            continue
+    return None
 
 
 def scratch() -> set[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.harness import CHANGES, assert_same_run, events_of, table_row
+from tests.chaos.harness import CHANGES, assert_same_run, driver_of, events_of, table_row
 from tests.integration.rewards import SLOW
 from tests.integration.runs import left_behind, marked, merged, recipe, start, stop, wait_for_step
 
@@ -122,7 +122,7 @@ def test_a_driver_that_dies_finds_its_workers_on_a_cluster_that_it_joined(
     cluster: Any, undisturbed: Path, tiny_model: Path, tmp_path: Path, pace: Path
 ) -> None:
     with held(tmp_path, tiny_model, step=3, ray={"address": cluster.address}) as run:
-        (driver,) = [child for child in psutil.Process(run.process.pid).children() if "train" in child.cmdline()]
+        driver = driver_of(run.process)
         driver.kill()
         at = time.time()
         pace.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.chaos.harness import (
     assert_borne,
     assert_same_run,
     assert_same_weights,
+    driver_of,
     report,
     run_with,
 )
@@ -33,6 +35,7 @@ def test_a_scorer_that_dies_is_started_again_and_scores_again(
     faults = [Fault("scorer killed while scoring", "scorer-0", "actors.rewards.scorer:Scorer.score", call=3)]
     ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
     assert_borne(ended, undisturbed, faults[0].id)
+    assert [event["text"][:9] for event in ended.after(faults[0].id, "lost")] == ["scorer-0:"]
     report(ended, faults[0].id)
 
 
@@ -41,6 +44,7 @@ def test_a_scorer_that_hangs_is_ended_when_its_time_is_up(undisturbed: Path, tin
     fault = Fault("scorer stopped while scoring", "scorer-0", "actors.rewards.scorer:Scorer.score", call=3, do="stop")
     ended = run_with([fault], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
     assert_borne(ended, undisturbed, fault.id)
+    assert [event["text"][:9] for event in ended.after(fault.id, "lost")] == ["scorer-0:"]
     report(ended, fault.id)
 
 
@@ -65,7 +69,8 @@ def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
     for file in (ended.run_dir / "logs/stacks").iterdir():
         written[file.name.rpartition("-")[0]] += file.read_text()
     assert all(written[role] for role in ("driver", "learner-0", "rollout-0", "scorer-0"))
-    assert "in settle" in written["driver"], "where it hangs"
+    # The fault is planted around `settle`, whose own frame is not yet there.
+    assert re.search(r'policy_gradient.py", line \d+ in score\n', written["driver"]), "where it hangs"
     assert_same_weights(ended.run_dir, undisturbed, STEPS)
     report(ended, fault.id, detected="stuck", recovered="start")
 
@@ -73,7 +78,7 @@ def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
 def test_twenty_kills_of_the_driver_at_random_moments_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    """Each falls within four seconds of a life in which it trains."""
+    """Each falls within two seconds of a life in which it trains."""
     many = merged(
         CHANGES, {"steps": RANDOM_STEPS, "checkpoint": {"every_steps": 1}, "recovery": {"driver_failures": 20}}
     )
@@ -84,7 +89,7 @@ def test_twenty_kills_of_the_driver_at_random_moments_change_nothing(tiny_model:
     try:
         kills = 0
         while kills < 20 and (driver := wait_for_life(run, process)) is not None:
-            time.sleep(draw.uniform(0.0, 4.0))
+            time.sleep(draw.uniform(0.0, 2.0))
             driver.kill()
             driver.wait(10)
             kills += 1
@@ -120,12 +125,11 @@ def wait_for_life(run: Path, supervisor: subprocess.Popen[bytes]) -> psutil.Proc
     while time.monotonic() < deadline:
         if supervisor.poll() is not None:
             return None
-        for driver in psutil.Process(supervisor.pid).children():
-            events = run / "events.jsonl"
-            lines = events.read_text().splitlines() if events.exists() else []
-            begun = [event["time"] for event in map(json.loads, lines) if event["kind"] == "start"]
-            if any(at > driver.create_time() for at in begun):
-                return driver
+        driver, events = driver_of(supervisor), run / "events.jsonl"
+        lines = events.read_text().splitlines() if events.exists() else []
+        begun = [event["time"] for event in map(json.loads, lines) if event["kind"] == "start"]
+        if driver is not None and any(at > driver.create_time() for at in begun):
+            return driver
         time.sleep(0.1)
     raise AssertionError("the run did not come back to training within 120 s")
 
