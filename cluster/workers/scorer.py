@@ -72,7 +72,7 @@ class ScorerPool:
             if tries == self._failures:
                 raise RunFailed(f"scoring: no answer within {self._timeout_s:g} s, {tries + 1} times")
             for scorer in {self._busy[_task(ref)] for ref in late}:
-                ray.kill(self._actors[scorer], no_restart=False)
+                self._end(scorer)
         found = get(refs, self._timeout_s, "scoring")
         for ref in refs:
             self._busy.pop(_task(ref), None)
@@ -102,6 +102,12 @@ class ScorerPool:
             ray.get(ref)
         except RayError as error:
             self._tell("lost", f"{name}: its process ended ({first_line(error)})")
+
+    def _end(self, scorer: int) -> None:
+        """One that hangs. Ray gives its process some seconds to end by itself."""
+        self._watches = {ref: i for ref, i in self._watches.items() if i != scorer}  # it is told here, and once
+        self._tell("lost", f"{self._names[scorer]}: no answer within {self._timeout_s:g} s; it is ended")
+        ray.kill(self._actors[scorer], no_restart=False)
 
     def close(self) -> None:
         self._watches.clear()
