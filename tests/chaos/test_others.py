@@ -80,7 +80,7 @@ def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
 def test_twenty_kills_of_the_driver_at_random_moments_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
     """Each falls within two seconds of a life in which it trains."""
     # Twenty deaths within minutes would double the wait before a new life each time.
-    recovery = {"driver_failures": 20, "backoff_s": 0.001}
+    recovery = {"driver_failures": 20, "backoff_s": 1e-6}
     many = merged(CHANGES, {"steps": RANDOM_STEPS, "checkpoint": {"every_steps": 1}, "recovery": recovery})
     (tmp_path / "calm").mkdir()
     train(recipe(tmp_path / "calm", tiny_model, **many), tmp_path / "calm" / "run")
