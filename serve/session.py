@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +31,7 @@ from serve.settings import ServeSettings
 APPLICATION = "raylign"
 GRACE_S = 10.0
 KILL_WAIT_S = 10.0
+SHARED_MEMORY = "/dev/shm"
 READY_TIMEOUT_S = 30.0
 _ENGINE_ERROR = re.compile(r"^\((?:EngineCore|Worker)[^)]*\) ERROR .*?\] (\w+(?:Error|Exception): .+)$", re.MULTILINE)
 
@@ -60,6 +63,8 @@ def serving(policy: ServedPolicy, settings: ServeSettings, host: str, port: int)
     from serve.app import build_application
 
     others = set(psutil.Process().children(recursive=True))
+    scratch, outer = tempfile.mkdtemp(prefix="raylign-serve-"), os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = scratch  # of the processes to come: engines make sockets there
     try:
         # A replica asks for one CPU and one per engine worker; the ingress, the proxy and the controller for none.
         cpus = max(os.cpu_count() or 1, settings.replicas * (1 + max(1, settings.gpus)))
@@ -80,13 +85,29 @@ def serving(policy: ServedPolicy, settings: ServeSettings, host: str, port: int)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
         _on_terminate(signal.SIG_IGN)
         started = set(psutil.Process().children(recursive=True)) - others
+        shared = shared_memory(started)
         try:
             ray_serve.shutdown()
             ray.shutdown()
         finally:
             end_processes(started | set(psutil.Process().children(recursive=True)) - others, GRACE_S)
+            for file in shared:
+                file.unlink(missing_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+            os.environ.pop("TMPDIR") if outer is None else os.environ.update(TMPDIR=outer)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             _on_terminate(signal.SIG_DFL)
+
+
+def shared_memory(processes: set[psutil.Process]) -> set[Path]:
+    """Files of shared memory that these have mapped."""
+    found = set()
+    for process in processes:
+        try:
+            found |= {Path(part.path) for part in process.memory_maps() if part.path.startswith(f"{SHARED_MEMORY}/")}
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended
+            continue
+    return found
 
 
 def end_processes(processes: set[psutil.Process], grace_s: float) -> int:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -41,9 +42,17 @@ class Session:
     base: str
     run: Path
     port: int
+    before: set[Path]
+    """What there was of what an engine leaves."""
 
     def client(self, key: str = KEY) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.base}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def _traces() -> set[Path]:
+    """Shared memory, and sockets and folders of this session's kinds among the temporary files."""
+    temporary = {path for path in Path(tempfile.gettempdir()).iterdir() if path.is_socket() or "raylign" in path.name}
+    return temporary | set(Path("/dev/shm").iterdir())
 
 
 def _serve(run: Path, port: int, log: Path) -> subprocess.Popen:
@@ -64,13 +73,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     (directory / "raylign.json").write_text(json.dumps(record))
     (port,) = free_ports(1)
     log = run / "log"
+    before = _traces()
     process = _serve(run, port, log)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "\nserving tiny-step-40" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.5)
-        yield Session(process, f"http://127.0.0.1:{port}", run, port)
+        yield Session(process, f"http://127.0.0.1:{port}", run, port, before)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
@@ -201,12 +211,13 @@ def test_services_config_is_one_that_serve_accepts() -> None:
     assert ServeDeploySchema.model_validate(config).applications[0].name == "raylign"
 
 
-def test_ctrl_c_leaves_no_process_and_frees_the_port(session: Session) -> None:
+def test_ctrl_c_leaves_no_process_and_no_file_and_frees_the_port(session: Session) -> None:
     """Last: it ends the session."""
     started = psutil.Process(session.process.pid).children(recursive=True)
     assert any("EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()) for process in started)
     session.process.send_signal(signal.SIGINT)
     assert session.process.wait(timeout=STOP_TIMEOUT_S) == 0
     assert [process for process in started if process.is_running()] == []
+    assert _traces() - session.before == set()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"{session.base}/healthz", timeout=5)
