@@ -2,10 +2,10 @@
 
 In each window of so many seconds a role (rollout worker, learner, scorer, driver; never the supervisor) is killed at a
 random moment, each role as often as the others. What counts are the steps of the history that counts, each as long as
-the median step, and the evaluations, each as long as in a run that nobody disturbs: their seconds over those from the
-first step's beginning to the end. A step that was repeated, waited for a worker, or followed a driver's start is no
-longer for that. Rewards are compared after the same number of steps. `make soak` runs this for a kill every 300 and
-every 60 s.
+the mean of those in which nobody was killed, and the evaluations, each as long as in a run that nobody disturbs: their
+seconds over those from the first step's beginning to the end. A step that was repeated, waited for a worker, or
+followed a driver's start is no longer for that. Rewards are compared after the same number of steps. `make soak` runs
+this for a kill every 300 and every 60 s.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ROLES = ("rollout", "learner", "scorer", "driver")
 STEPS = int(os.environ.get("RAYLIGN_SOAK_STEPS", "40"))
 RUNS = {float("inf"): STEPS, 60.0: STEPS, 300.0: 2 * STEPS}
 """Of a kill every so many seconds, how many steps; all are evaluated after STEPS."""
+CHOSEN = [float(text) for text in os.environ.get("RAYLIGN_SOAK_EVERY_S", "inf,60,300").split(",")]
 CHANGES = (
     f"evaluation.every_steps={STEPS}",
     "checkpoint.every_steps=2",
@@ -55,7 +56,8 @@ class Run:
 
     folder: Path
     process: subprocess.Popen[bytes]
-    killed: Counter[str] = field(default_factory=Counter)
+    killed: list[tuple[float, str]] = field(default_factory=list)
+    """(when, in unix seconds, role) of each kill."""
 
     def records(self, name: str) -> list[dict[str, Any]]:
         file = self.folder / name
@@ -107,7 +109,7 @@ def disturbed(folder: Path, steps: int, every_s: float) -> Run:
         time.sleep(0.2)
         if time.monotonic() - began > at and (victims := run.victims(role)):
             draw.choice(victims).kill()
-            run.killed[role] += 1
+            run.killed.append((time.time(), role))
             print(f"killed a {role} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             at, role = next(kills)
     if run.process.returncode != 0:
@@ -117,8 +119,9 @@ def disturbed(folder: Path, steps: int, every_s: float) -> Run:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """evaluation_s: from the last step's end to the end of its evaluation. wall_s: from the first step's beginning to
-    there. score: right answers after STEPS, with its interval."""
+    """step_s: mean of the steps in which nobody was killed. wall_s: from the first step's beginning to the end of the
+    last one's evaluation, which took evaluation_s. stall_s: for which a commit holds training up. score: right answers
+    after STEPS, with their interval."""
 
     steps: int
     step_s: float
@@ -131,14 +134,19 @@ class Outcome:
     def of(cls, run: Run) -> Outcome:
         rows = {row["step"]: row for row in run.records("metrics.jsonl") if row["step"] > 0}
         first, last, judged = rows[1], rows[len(rows)], rows[STEPS]
+        calm = [
+            row["time/step_s"]
+            for row in rows.values()
+            if not any(row["time"] - row["time/step_s"] < at < row["time"] for at, _ in run.killed)
+        ]
         stalls = [event["stall_seconds"] for event in run.records("events.jsonl") if event["kind"] == "checkpoint"]
         return cls(
             steps=len(rows),
-            step_s=statistics.median(row["time/step_s"] for row in rows.values()),
+            step_s=statistics.mean(calm),
             wall_s=last["time"] - (first["time"] - first["time/step_s"]),
             stall_s=statistics.median(stalls),
             evaluation_s=last["time"] - rows[len(rows) - 1]["time"] - last["time/step_s"],
-            score="{eval/correct:.3f} ({eval/correct_low:.3f} to {eval/correct_high:.3f})".format_map(judged),
+            score="{:.3f} ({:.3f} to {:.3f})".format(*(judged[f"eval/correct{end}"] for end in ("", "_low", "_high"))),
         )
 
     def lost_s(self, evaluation_s: float) -> float:
@@ -149,14 +157,14 @@ class Outcome:
 def main() -> None:
     rows, evaluation_s = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for every_s, steps in RUNS.items():
-            run = disturbed(Path(folder) / f"every-{every_s:g}", steps, every_s)
+        for every_s in CHOSEN:
+            run = disturbed(Path(folder) / f"every-{every_s:g}", RUNS[every_s], every_s)
             found = Outcome.of(run)
             evaluation_s = evaluation_s or found.evaluation_s
-            lost_s, kills = found.lost_s(evaluation_s), run.killed.total()
-            told = ", ".join(f"{count} {role}" for role, count in sorted(run.killed.items())) or "none"
+            lost_s, kills = found.lost_s(evaluation_s), Counter(role for _, role in run.killed)
+            told = ", ".join(f"{count} {role}" for role, count in sorted(kills.items())) or "none"
             rows.append([f"{every_s:g}", told, found.steps, found.step_s, found.wall_s, 1.0 - lost_s / found.wall_s])
-            rows[-1] += [lost_s / kills if kills else "", found.stall_s, found.score]
+            rows[-1] += [lost_s / kills.total() if kills else "", found.stall_s, found.score]
             print(rows[-1], file=sys.stderr, flush=True)
     table(
         f"SmolLM2, GRPO, two cores: its processes killed at random; right answers after {STEPS} steps",
@@ -164,7 +172,7 @@ def main() -> None:
             "a kill every (s)",
             "killed",
             "steps",
-            "median step (s)",
+            "step (s)",
             "wall (s)",
             "effective",
             "lost a kill (s)",
