@@ -79,7 +79,7 @@ class Keeper:
         return self.line is not None
 
     def end(self) -> None:
-        """Returns when the run's workers, and a local cluster, are gone."""
+        """Returns when the run's workers, and a local cluster, are gone. Also for one that was killed."""
         if self.line is None:
             self._process.kill()  # there is nothing yet that would have to be told
         self._process.stdin.close()
@@ -89,6 +89,8 @@ class Keeper:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
+        if self.line is not None:
+            shutil.rmtree(json.loads(self.line)["scratch"], ignore_errors=True)
 
 
 def _join(keeping: Keeping) -> Any:

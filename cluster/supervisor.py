@@ -31,6 +31,8 @@ WATCH_EVERY_S = 0.2
 LOST = "the loss of its cluster"
 KNOWN_S = 2.5
 """Until a keeper has found out that its cluster is gone."""
+ENDING_S = 120.0
+"""A driver that was asked to end has so long; asked a second time, no longer."""
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Deaths by these were wished for."""
 
@@ -63,6 +65,8 @@ def supervise(
     try:
         while True:
             if keeper is None or not keeper.alive:
+                if keeper is not None:
+                    keeper.end()
                 keeper = keep(budget is not None)
             life = Life(command, keeper)
             code = life.run()
@@ -101,6 +105,7 @@ class Life:
         self._keeper = keeper
         self._asked = 0
         """The signal that asked it to end."""
+        self._until = float("inf")
         self.ended_by = ""
         told, self._tell = os.pipe()
         environment = {**os.environ, DRIVER: str(os.getpid())} | ({KEPT: str(told)} if keeper is not None else {})
@@ -154,6 +159,9 @@ class Life:
             elif keeper is not None and gone and keeper.line is not None:
                 self.ended_by = LOST
                 self._driver.kill()
+            if time.monotonic() > self._until:
+                print("the driver did not end and was killed; the last commit stands", file=sys.stderr)
+                self._driver.kill()
             with suppress(subprocess.TimeoutExpired):
                 self._driver.wait(WATCH_EVERY_S)
         if self._tell >= 0:
@@ -161,5 +169,9 @@ class Life:
         return code
 
     def _forward(self, number: int, _: object) -> None:
-        self._asked = number
+        """Who asks again does not want to wait: the keeper ends what the driver leaves."""
+        if self._asked:
+            self._until = 0.0
+            return
+        self._asked, self._until = number, time.monotonic() + ENDING_S
         self._driver.send_signal(number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import uuid
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -53,8 +54,7 @@ def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume
     if wrong := problems(loaded, where):
         raise ConfigError(str(config), wrong)
     again = " ".join(["raylign train", str(config), *overrides, "--run-dir", where, "--resume"])
-    # A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if isinstance(loaded, Pipeline):
             _train_pipeline(loaded, where, resume, again)
@@ -63,6 +63,21 @@ def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume
     except KeyboardInterrupt:
         typer.echo(f"interrupted; resume with: {again}", err=True)
         raise typer.Exit(130) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A cancelled job gets SIGTERM: it ends as Ctrl-C does, workers reaped and the last commit standing. What comes
+    after the first would cut that short, and could leave a lock held that the end waits for."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _nothing_more)
+    raise KeyboardInterrupt
+
+
+def _nothing_more(number: int, frame: FrameType | None) -> None:
+    """The run is ending."""
 
 
 def _keep(config: Path, overrides: list[str], namespace: str, again: bool) -> Keeper | None:

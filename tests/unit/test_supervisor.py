@@ -98,6 +98,25 @@ def test_a_signal_reaches_the_driver_once(start, tmp_path):
     assert (tmp_path / "asked").read_text() == "asked\n"
 
 
+def test_a_driver_that_was_asked_twice_is_killed(start, tmp_path):
+    process = start("touch config.yaml; trap 'touch asked' INT; touch ready; while true; do sleep 0.05; done")
+    _until(tmp_path / "ready")
+    process.send_signal(signal.SIGINT)
+    _until(tmp_path / "asked")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130 and len(lives(tmp_path)) == 1
+    assert process.stderr.read() == "the driver did not end and was killed; the last commit stands\n"
+
+
+def test_a_driver_that_does_not_end_when_asked_is_killed(start, tmp_path, monkeypatch):
+    program = PROGRAM.replace("sys.exit(", "supervisor.ENDING_S = 0.3\nsys.exit(")
+    monkeypatch.setitem(globals(), "PROGRAM", program)
+    process = start("touch config.yaml; trap 'touch asked' TERM; touch ready; while true; do sleep 0.05; done")
+    _until(tmp_path / "ready")
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM and (tmp_path / "asked").exists()
+
+
 def test_the_driver_dies_with_its_supervisor(tmp_path):
     program = f"""
 import os, sys, time
@@ -184,5 +203,5 @@ def test_a_driver_whose_cluster_is_gone_is_ended_and_resumed_with_another(start_
     process = start_kept(f'touch config.yaml; {told}; if [ "$LIFE" -ge 1 ]; then exit 0; fi; touch gone; {then}')
     assert process.wait(20) == 0
     assert (tmp_path / "told").read_text().split() == ["cluster", "1", "cluster", "2"]
-    assert (tmp_path / "asked").read_text() == "False\nTrue\n" and (tmp_path / "ends").read_text() == "2\n"
+    assert (tmp_path / "asked").read_text() == "False\nTrue\n" and (tmp_path / "ends").read_text() == "1\n2\n"
     assert process.stderr.read() == "the driver was ended by the loss of its cluster; resuming from the last commit\n"
