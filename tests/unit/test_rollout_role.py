@@ -38,6 +38,7 @@ def test_another_owner_drops_what_was_under_way_and_refuses_what_comes_late(gate
         making = asyncio.ensure_future(role.generate("first", PROMPTS, None, SAMPLING, 1, 0))
         assert await asyncio.to_thread(gate.reached.acquire, timeout=10), "the engine is in its first of three steps"
         owned = asyncio.ensure_future(role.own("second"))
+        await asyncio.sleep(0)  # it has asked
         gate.open(100)
         await owned
         assert (await making)[2].unfinished == 1 and not early.done()
