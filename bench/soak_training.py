@@ -4,8 +4,7 @@ In each window of so many seconds a role (rollout worker, learner, scorer, drive
 random moment, each role as often as the others. What counts are the steps of the history that counts, each as long as
 the mean of those in which nobody was killed, and the evaluations, each as long as in a run that nobody disturbs: their
 seconds over those from the first step's beginning to the end. A step that was repeated, waited for a worker, or
-followed a driver's start is no longer for that. Rewards are compared after the same number of steps. `make soak` runs
-this for a kill every 300 and every 60 s.
+followed a driver's start is no longer for that. `make soak` runs this for a kill every 300 and every 60 s.
 """
 
 from __future__ import annotations
@@ -32,11 +31,10 @@ from bench.common import table
 RECIPE = "deploy/recipes/grpo_demo.yaml"
 ROLES = ("rollout", "learner", "scorer", "driver")
 STEPS = int(os.environ.get("RAYLIGN_SOAK_STEPS", "40"))
-RUNS = {float("inf"): STEPS, 60.0: STEPS, 300.0: 2 * STEPS}
-"""Of a kill every so many seconds, how many steps; all are evaluated after STEPS."""
-CHOSEN = [float(text) for text in os.environ.get("RAYLIGN_SOAK_EVERY_S", "inf,60,300").split(",")]
+EVERY_S = [float(text) for text in os.environ.get("RAYLIGN_SOAK_EVERY_S", "inf,60,300").split(",")]
 CHANGES = (
-    f"evaluation.every_steps={STEPS}",
+    f"steps={STEPS}",
+    "evaluation.every_steps=0",
     "checkpoint.every_steps=2",
     "checkpoint.asynchronous=true",
     "checkpoint.keep_best=false",
@@ -84,8 +82,8 @@ class Run:
         return found
 
 
-def start(folder: Path, steps: int) -> Run:
-    command = [sys.executable, "-m", "cluster.cli", "train", RECIPE, f"steps={steps}", *CHANGES]
+def start(folder: Path) -> Run:
+    command = [sys.executable, "-m", "cluster.cli", "train", RECIPE, *CHANGES]
     with folder.with_suffix(".log").open("wb") as log:
         return Run(folder, subprocess.Popen([*command, "--run-dir", str(folder)], stdout=log, stderr=log))
 
@@ -97,9 +95,9 @@ def moments(every_s: float, draw: random.Random) -> Iterator[tuple[float, str]]:
             yield every_s * (first + i + draw.random()), role
 
 
-def disturbed(folder: Path, steps: int, every_s: float) -> Run:
+def disturbed(folder: Path, every_s: float) -> Run:
     """A run to its end, with a kill in each window of so many seconds once it trains."""
-    run = start(folder, steps)
+    run = start(folder)
     while run.process.poll() is None and not any(row["step"] == 1 for row in run.records("metrics.jsonl")):
         time.sleep(0.5)
     began, draw = time.monotonic(), random.Random(0)
@@ -121,9 +119,8 @@ def disturbed(folder: Path, steps: int, every_s: float) -> Run:
 class Outcome:
     """step_s: mean of the steps in which nobody was killed. wall_s: from the first step's beginning to the end of the
     last one's evaluation, which took evaluation_s. stall_s: for which a commit holds training up. score: right answers
-    after STEPS, with their interval."""
+    at the end, with their interval."""
 
-    steps: int
     step_s: float
     wall_s: float
     stall_s: float
@@ -133,7 +130,7 @@ class Outcome:
     @classmethod
     def of(cls, run: Run) -> Outcome:
         rows = {row["step"]: row for row in run.records("metrics.jsonl") if row["step"] > 0}
-        first, last, judged = rows[1], rows[len(rows)], rows[STEPS]
+        first, last = rows[1], rows[STEPS]
         calm = [
             row["time/step_s"]
             for row in rows.values()
@@ -141,33 +138,32 @@ class Outcome:
         ]
         stalls = [event["stall_seconds"] for event in run.records("events.jsonl") if event["kind"] == "checkpoint"]
         return cls(
-            steps=len(rows),
             step_s=statistics.mean(calm),
             wall_s=last["time"] - (first["time"] - first["time/step_s"]),
             stall_s=statistics.median(stalls),
-            evaluation_s=last["time"] - rows[len(rows) - 1]["time"] - last["time/step_s"],
-            score="{:.3f} ({:.3f} to {:.3f})".format(*(judged[f"eval/correct{end}"] for end in ("", "_low", "_high"))),
+            evaluation_s=last["time"] - rows[STEPS - 1]["time"] - last["time/step_s"],
+            score="{:.3f} ({:.3f} to {:.3f})".format(*(last[f"eval/correct{end}"] for end in ("", "_low", "_high"))),
         )
 
     def lost_s(self, evaluation_s: float) -> float:
-        """Seconds that were neither a step's nor an evaluation's."""
-        return self.wall_s - self.steps * self.step_s - self.steps // STEPS * evaluation_s
+        """Seconds that were neither a step's nor the evaluation's."""
+        return self.wall_s - STEPS * self.step_s - evaluation_s
 
 
 def main() -> None:
     rows, evaluation_s = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for every_s in CHOSEN:
-            run = disturbed(Path(folder) / f"every-{every_s:g}", RUNS[every_s], every_s)
+        for every_s in EVERY_S:
+            run = disturbed(Path(folder) / f"every-{every_s:g}", every_s)
             found = Outcome.of(run)
             evaluation_s = evaluation_s or found.evaluation_s
             lost_s, kills = found.lost_s(evaluation_s), Counter(role for _, role in run.killed)
             told = ", ".join(f"{count} {role}" for role, count in sorted(kills.items())) or "none"
-            rows.append([f"{every_s:g}", told, found.steps, found.step_s, found.wall_s, 1.0 - lost_s / found.wall_s])
+            rows.append([f"{every_s:g}", told, STEPS, found.step_s, found.wall_s, 1.0 - lost_s / found.wall_s])
             rows[-1] += [lost_s / kills.total() if kills else "", found.stall_s, found.score]
             print(rows[-1], file=sys.stderr, flush=True)
     table(
-        f"SmolLM2, GRPO, two cores: its processes killed at random; right answers after {STEPS} steps",
+        f"SmolLM2, GRPO, two cores: its processes killed at random",
         [
             "a kill every (s)",
             "killed",
