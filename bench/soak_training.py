@@ -163,7 +163,7 @@ def main() -> None:
             rows[-1] += [lost_s / kills.total() if kills else "", found.stall_s, found.score]
             print(rows[-1], file=sys.stderr, flush=True)
     table(
-        f"SmolLM2, GRPO, two cores: its processes killed at random",
+        "SmolLM2, GRPO, two cores: its processes killed at random",
         [
             "a kill every (s)",
             "killed",
