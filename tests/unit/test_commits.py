@@ -74,6 +74,12 @@ def test_each_commit_is_sent_to_where_the_run_is_kept_and_one_that_cannot_be_is_
         "the checkpoint of step 2 could not be copied to where the run is kept (no route to the bucket); the run goes "
         "on, and sends it with the next"
     ]
+    events = map(json.loads, bench.run.events_file.read_text().splitlines())
+    assert [(event["kind"], event["step"]) for event in events] == [
+        ("checkpoint", 2),
+        ("damaged", None),
+        ("checkpoint", 4),
+    ]
 
 
 def test_the_next_waits_for_the_one_before(bench: Bench) -> None:

@@ -110,7 +110,9 @@ def test_malformed_line_in_the_middle_is_named_by_file_and_number(tmp_path):
 def test_a_run_that_goes_on_is_pushed_without_its_ledger_and_what_is_half_written(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
     run = make_fake_run("memory://bucket/run-3", steps=2, sample_steps=0)
+    run.ledger_file.write_text("of the end before")
     run.push()
+    assert fsspec.filesystem("memory").exists("bucket/run-3/ledger.sqlite")
     half = run.checkpoints / ".step-3.tmp"
     half.mkdir()
     (half / "state").write_text("half")
