@@ -100,14 +100,15 @@ def serving(policy: ServedPolicy, settings: ServeSettings, host: str, port: int)
 
 
 def shared_memory(processes: set[psutil.Process]) -> set[Path]:
-    """Files of shared memory that these have mapped."""
-    found = set()
+    """Files of shared memory that these have mapped, by their inodes: a semaphore is mapped under a passing name."""
+    mapped = set()
     for process in processes:
         try:
-            found |= {Path(part.path) for part in process.memory_maps() if part.path.startswith(f"{SHARED_MEMORY}/")}
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended
+            lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        except OSError:  # it has ended
             continue
-    return found
+        mapped |= {int(line.split()[4]) for line in lines if f" {SHARED_MEMORY}/" in line}
+    return {Path(e.path) for e in os.scandir(SHARED_MEMORY) if e.inode() in mapped} if mapped else set()
 
 
 def end_processes(processes: set[psutil.Process], grace_s: float) -> int:
