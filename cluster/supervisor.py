@@ -62,12 +62,13 @@ def supervise(
     budget: FailureBudget | None = None
     command = list(arguments)
     keeper: Keeper | None = None
+    kept: list[Keeper] = []
     try:
         while True:
             if keeper is None or not keeper.alive:
-                if keeper is not None:
-                    keeper.end()
                 keeper = keep(budget is not None)
+                # Workers that outlived a keeper of a joined cluster still write to its scratch: it goes at the end.
+                kept = [keeper, *kept] if keeper is not None else kept
             life = Life(command, keeper)
             code = life.run()
             if code is not None:
@@ -90,8 +91,8 @@ def supervise(
             time.sleep(wait_s)
             command = _resuming(arguments)
     finally:
-        if keeper is not None:
-            keeper.end()
+        for each in kept:
+            each.end()
 
 
 def _resuming(arguments: Sequence[str]) -> list[str]:

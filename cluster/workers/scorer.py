@@ -94,7 +94,8 @@ class ScorerPool:
             for ref in ended:
                 self._end_watch(ref)
             if not ended:
-                return [ref for ref in refs if ref not in set(ready)]
+                came = set(ready)
+                return [ref for ref in refs if ref not in came]
 
     def _end_watch(self, ref: Ref) -> None:
         name = self._names[self._watches.pop(ref)]

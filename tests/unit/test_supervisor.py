@@ -203,5 +203,5 @@ def test_a_driver_whose_cluster_is_gone_is_ended_and_resumed_with_another(start_
     process = start_kept(f'touch config.yaml; {told}; if [ "$LIFE" -ge 1 ]; then exit 0; fi; touch gone; {then}')
     assert process.wait(20) == 0
     assert (tmp_path / "told").read_text().split() == ["cluster", "1", "cluster", "2"]
-    assert (tmp_path / "asked").read_text() == "False\nTrue\n" and (tmp_path / "ends").read_text() == "1\n2\n"
+    assert (tmp_path / "asked").read_text() == "False\nTrue\n" and (tmp_path / "ends").read_text() == "2\n1\n"
     assert process.stderr.read() == "the driver was ended by the loss of its cluster; resuming from the last commit\n"
