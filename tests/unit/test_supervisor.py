@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,6 +29,7 @@ sys.exit(supervisor.supervise(["train", "x.yaml"], begun, lambda run: (2, 0.01))
 @pytest.fixture
 def start(tmp_path: Path):
     """Start a supervisor whose driver is this script, called with the number of lives before it as $LIFE."""
+    processes = []
 
     def started(script: str) -> subprocess.Popen[str]:
         driver = tmp_path / "driver"
@@ -35,11 +37,20 @@ def start(tmp_path: Path):
             f'#!/bin/bash\ncd {tmp_path}\nLIFE=$(cat lives 2>/dev/null | wc -l)\necho "$*" >> lives\n{script}\n'
         )
         driver.chmod(0o755)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(tmp_path)], stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+        processes.append(process)
+        return process
 
-    return started
+    yield started
+    sessions = {process.pid for process in processes}
+    for pid in psutil.pids():  # what a failed test left: the supervisor, and its driver in a group of its own
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            if os.getsid(pid) in sessions:
+                os.kill(pid, signal.SIGKILL)
+    for process in processes:
+        process.wait()
 
 
 def lives(folder: Path) -> list[str]:
