@@ -1,4 +1,5 @@
-"""A network that is cut between two nodes: who is beyond it is given up, and the run goes on on this side.
+"""A network that is cut between two nodes: who is beyond it is given up, and the run goes on on this side; what comes
+from there when it is whole again is too late to count.
 
 The second node lives in a network namespace of its own, joined to this one by a pair of virtual interfaces; taking one
 down cuts it off without ending anything there.
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from tests.chaos.harness import CHANGES, assert_same_run, events_of, table_row
-from tests.chaos.test_heads import PACED, pace  # noqa: F401 - a fixture
+from tests.chaos.test_heads import PACED, pace, wait_until  # noqa: F401 - a fixture
 from tests.chaos.test_nodes import roles_under
 from tests.integration.runs import left_behind, merged, recipe, start, stop, train, wait_for_step
 
@@ -49,6 +50,9 @@ class Nodes:
 
     def cut(self) -> None:
         run_command("ip", "link", "set", HERE_LINK, "down")
+
+    def heal(self) -> None:
+        run_command("ip", "link", "set", HERE_LINK, "up")
 
     def beyond(self) -> set[str]:
         """Roles of the processes beyond the link."""
@@ -82,13 +86,24 @@ def nodes(pace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:  # no
         subprocess.run(["ip", "link", "del", HERE_LINK], capture_output=True)
 
 
+@pytest.fixture(scope="module")
+def calm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two workers on a network that nobody cuts."""
+    folder = tmp_path_factory.mktemp("calm")
+    train(recipe(folder, tiny_model, **TWO_WORKERS), folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.chaos
 @pytest.mark.skipif(not may_cut(), reason="needs the right to make network namespaces, and the ip command")
+@pytest.mark.parametrize("heals", [False, True], ids=["for good", "until they are given up"])
 def test_workers_beyond_a_cut_are_given_up_and_the_run_goes_on(
     nodes: Nodes,
     tiny_model: Path,
     tmp_path: Path,
+    calm: Path,
     pace: Path,  # noqa: F811
+    heals: bool,
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "run.log"
     joined = {"ray": {"address": nodes.address}, "rollout": {"timeout_s": 60, "stall_timeout_s": 50}}
@@ -100,15 +115,16 @@ def test_workers_beyond_a_cut_are_given_up_and_the_run_goes_on(
         assert any(role.startswith("rollout") for role in beyond), beyond
         nodes.cut()
         at = time.time()
+        if heals:  # what its worker made meanwhile, and its answers to what was asked before, come now
+            wait_until(lambda: events_of(run, at, "lost"), timeout_s=60)
+            nodes.heal()
         pace.unlink()
         code = process.wait(250)
     finally:
         stop(process)
     assert code == 0, log.read_text()[-6000:]
     assert left_behind(log, timeout_s=30) == []
-    (tmp_path / "calm").mkdir()
-    calm = recipe(tmp_path / "calm", tiny_model, **merged(TWO_WORKERS, PACED))
-    train(calm, tmp_path / "calm" / "run")
-    assert_same_run(run, tmp_path / "calm" / "run")
+    assert_same_run(run, calm)
     whole = [e for e in events_of(run, at, "worker") if "joined" in e["text"]]
-    table_row(f"network cut off a node with {', '.join(sorted(beyond))}", at, events_of(run, at, "lost"), whole)
+    row = f"network cut off a node with {', '.join(sorted(beyond))}{', until they are given up' if heals else ''}"
+    table_row(row, at, events_of(run, at, "lost"), whole)
