@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from cluster.keeper import KEPT, Keeper
 from cluster.pool.recovery import FailureBudget
@@ -52,15 +51,15 @@ def follow_supervisor() -> None:
 
 def supervise(
     arguments: Sequence[str],
-    begun: Callable[[], Path | None],
-    limits: Callable[[Path], tuple[int, float]],
+    resuming: Callable[[], Sequence[str] | None],
+    limits: tuple[int, float],
     keep: Callable[[bool], Keeper | None] = lambda again: None,
 ) -> int:
-    """The exit code of `raylign ARGUMENTS`, which is started again with --resume when a signal ended it, or when its
-    cluster is gone. begun: the run directory, once there is a run to resume in it. limits: (times, seconds before the
-    first) that the run allows. keep: starts what keeps the cluster, told whether it was there before."""
+    """The exit code of `raylign ARGUMENTS`, whose driver is started again when a signal ended it, or when its cluster
+    is gone. resuming: the arguments that resume the run, None while there is none to resume. limits: (times, seconds
+    before the first) that the run allows. keep: starts what keeps the cluster, told whether it was there before."""
     budget: FailureBudget | None = None
-    command = list(arguments)
+    command = arguments
     keeper: Keeper | None = None
     kept: list[Keeper] = []
     try:
@@ -73,30 +72,24 @@ def supervise(
             code = life.run()
             if code is not None:
                 return code
-            if (run_dir := begun()) is None:
+            if (again := resuming()) is None:
                 print(f"the driver was ended by {life.ended_by} before the run began; start it again", file=sys.stderr)
                 return 1
-            failures, backoff_s = limits(run_dir)
-            budget = budget or FailureBudget(failures, backoff_s)
+            budget = budget or FailureBudget(*limits)
             wait_s = budget.failed(time.monotonic())
             if wait_s is None:
-                again = " ".join(["raylign", *_resuming(arguments)])
                 print(
                     f"the driver was ended by {life.ended_by}, {budget.spent} times, more than "
-                    f"recovery.driver_failures ({failures}); resume with: {again}",
+                    f"recovery.driver_failures ({limits[0]}); resume with: {' '.join(['raylign', *again])}",
                     file=sys.stderr,
                 )
                 return 1
             print(f"the driver was ended by {life.ended_by}; resuming from the last commit", file=sys.stderr)
             time.sleep(wait_s)
-            command = _resuming(arguments)
+            command = again
     finally:
         for each in kept:
             each.end()
-
-
-def _resuming(arguments: Sequence[str]) -> list[str]:
-    return [*arguments, *([] if "--resume" in arguments else ["--resume"])]
 
 
 class Life:
@@ -119,7 +112,9 @@ class Life:
 
     def run(self) -> int | None:
         """The exit code that is the run's, None where it is to be resumed."""
-        before = {number: signal.signal(number, self._forward) for number in ASKED}
+        # One that is ignored stays so: `nohup` has a run go on without its terminal.
+        heard = [number for number in ASKED if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._forward) for number in heard}
         try:
             code = self._watch()
         finally:

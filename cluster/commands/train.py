@@ -32,14 +32,15 @@ def train(
         supervisor.follow_supervisor()
         drive(config, given, run_dir, resume)
         return
+    loaded = _loaded(config, given)
     chosen = ["--run-dir", run_dir] if run_dir else []
     arguments = ["train", str(config), *given, *chosen, *(["--resume"] if resume else [])]
     namespace = f"raylign-{uuid.uuid4().hex[:12]}"
     code = supervisor.supervise(
         arguments,
-        lambda: _begun(config, given, run_dir),
-        _limits,
-        lambda again: _keep(config, given, namespace, again),
+        lambda: _resuming(loaded, run_dir, arguments),
+        _limits(loaded),
+        lambda again: _keep(loaded, namespace, again),
     )
     raise typer.Exit(code)
 
@@ -54,7 +55,8 @@ def drive(config: Path, overrides: list[str], run_dir: str | None = None, resume
     if wrong := problems(loaded, where):
         raise ConfigError(str(config), wrong)
     again = " ".join(["raylign train", str(config), *overrides, "--run-dir", where, "--resume"])
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _interrupt) for number in asked}
     try:
         if isinstance(loaded, Pipeline):
             _train_pipeline(loaded, where, resume, again)
@@ -80,42 +82,65 @@ def _nothing_more(number: int, frame: FrameType | None) -> None:
     """The run is ending."""
 
 
-def _keep(config: Path, overrides: list[str], namespace: str, again: bool) -> Keeper | None:
-    """What keeps the cluster of this run; nothing for input that the driver is about to refuse. again: the cluster was
-    there before, and may come back."""
-    from cluster.config import Pipeline, load_run
+def _loaded(config: Path, overrides: list[str]) -> Config | Pipeline | None:
+    """The settings as they are now; None for input that the driver is about to refuse."""
+    from cluster.config import load_run
     from cluster.errors import UserError
+
+    try:
+        return load_run(config, overrides)
+    except UserError:
+        return None
+
+
+def _runs(loaded: Config | Pipeline) -> list[Config]:
+    """The one, or a pipeline's stages."""
+    from cluster.config import Pipeline
+
+    return [stage.config for stage in loaded.stages] if isinstance(loaded, Pipeline) else [loaded]
+
+
+def _keep(loaded: Config | Pipeline | None, namespace: str, again: bool) -> Keeper | None:
+    """What keeps the cluster of this run. again: the cluster was there before, and may come back."""
     from cluster.keeper import Keeper, Keeping
     from cluster.placement import logical_cpus
 
-    try:
-        loaded = load_run(config, overrides)
-    except UserError:
+    if loaded is None:
         return None
-    stages = [stage.config for stage in loaded.stages] if isinstance(loaded, Pipeline) else [loaded]
-    cpus = max(logical_cpus(stage) for stage in stages)
-    return Keeper(Keeping(stages[0].ray.address, cpus, stages[0].ray.start_timeout_s if again else 0.0, namespace))
+    runs = _runs(loaded)
+    cpus = max(logical_cpus(run) for run in runs)
+    return Keeper(Keeping(runs[0].ray.address, cpus, runs[0].ray.start_timeout_s if again else 0.0, namespace))
 
 
-def _begun(config: Path, overrides: list[str], run_dir: str | None) -> Path | None:
-    """The run directory, if there is something in it to resume."""
-    from cluster.config import load_run
-    from cluster.run.directory import RunDirectory
-
-    where = RunDirectory(run_dir or f"runs/{load_run(config, overrides).name}").root
-    return where if any((where / name).is_file() for name in ("config.yaml", "pipeline.yaml")) else None
-
-
-def _limits(run_dir: Path) -> tuple[int, float]:
-    """How often, and after how many seconds first, the run's driver may be started again."""
+def _resuming(loaded: Config | Pipeline | None, run_dir: str | None, arguments: list[str]) -> list[str] | None:
+    """Arguments that go on with the run, None while there is none to go on with. They name the settings that it saved:
+    the file that it was started from may be another by then."""
     import yaml
 
+    from cluster.config import Pipeline
+    from cluster.run.directory import RunDirectory
+
+    if loaded is None:
+        return None
+    where = run_dir or f"runs/{loaded.name}"
+    whole = isinstance(loaded, Pipeline)
+    saved = RunDirectory(where).root / ("pipeline.yaml" if whole else "config.yaml")
+    if not saved.is_file():
+        return None
+    if yaml.safe_load(saved.read_text()) == (loaded.dump() if whole else loaded.model_dump(mode="json")):
+        return ["train", str(saved), "--run-dir", where, "--resume"]
+    # A resume that died before it could save what it was given anew.
+    return [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+
+
+def _limits(loaded: Config | Pipeline | None) -> tuple[int, float]:
+    """How often, and after how many seconds first, the driver may be started again: of stages, what the most patient
+    one says."""
     from cluster.config.recovery import Recovery
 
-    file = run_dir / "config.yaml"
-    saved = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    recovery = Recovery(**saved.get("recovery", {}))
-    return recovery.driver_failures, recovery.backoff_s
+    every = [Recovery()] if loaded is None else [run.recovery for run in _runs(loaded)]
+    most = max(every, key=lambda recovery: recovery.driver_failures)
+    return most.driver_failures, most.backoff_s
 
 
 def _train_run(config: Config, where: str, resume: bool, again: str) -> None:

@@ -21,8 +21,8 @@ from pathlib import Path
 from cluster import supervisor
 folder = Path(sys.argv[1])
 sys.executable = str(folder / "driver")
-begun = lambda: folder if (folder / "config.yaml").exists() else None
-sys.exit(supervisor.supervise(["train", "x.yaml"], begun, lambda run: (2, 0.01)))
+resuming = lambda: ["train", "saved.yaml", "--resume"] if (folder / "config.yaml").exists() else None
+sys.exit(supervisor.supervise(["train", "x.yaml"], resuming, (2, 0.01)))
 """
 
 
@@ -66,7 +66,7 @@ def test_a_driver_that_ends_in_its_own_words_is_not_started_again(start, tmp_pat
 def test_a_driver_that_was_killed_is_resumed(start, tmp_path):
     process = start('touch config.yaml; if [ "$LIFE" -lt 2 ]; then kill -9 $$; fi; exit 0')
     assert process.wait(20) == 0
-    assert lives(tmp_path) == ["-m cluster.cli train x.yaml", *["-m cluster.cli train x.yaml --resume"] * 2]
+    assert lives(tmp_path) == ["-m cluster.cli train x.yaml", *["-m cluster.cli train saved.yaml --resume"] * 2]
     assert process.stderr.read() == "the driver was ended by SIGKILL; resuming from the last commit\n" * 2
 
 
@@ -91,7 +91,7 @@ def test_one_death_more_than_the_run_allows_ends_it_with_what_resumes_it(start, 
     assert process.wait(20) == 1 and len(lives(tmp_path)) == 3
     assert process.stderr.read().endswith(
         "the driver was ended by SIGKILL, 3 times, more than recovery.driver_failures (2); resume with: raylign train "
-        "x.yaml --resume\n"
+        "saved.yaml --resume\n"
     )
 
 
@@ -126,6 +126,16 @@ def test_a_driver_that_does_not_end_when_asked_is_killed(start, tmp_path, monkey
     _until(tmp_path / "ready")
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM and (tmp_path / "asked").exists()
+
+
+def test_a_signal_that_is_ignored_when_it_starts_stays_so(start, tmp_path, monkeypatch):
+    """`nohup raylign train ... &`, then the terminal is closed."""
+    program = PROGRAM.replace("import sys", "import signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)", 1)
+    monkeypatch.setitem(globals(), "PROGRAM", program.replace("sys.exit(", "supervisor.ENDING_S = 0.1\nsys.exit("))
+    process = start("touch config.yaml ready; sleep 1; exit 0")
+    _until(tmp_path / "ready")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0 and process.stderr.read() == ""
 
 
 def test_the_driver_dies_with_its_supervisor(tmp_path):
@@ -185,12 +195,12 @@ class Keeper:
         with (folder / "ends").open("a") as file:
             print(self.number, file=file)
 
-begun = lambda: folder if (folder / "config.yaml").exists() else None
+resuming = lambda: ["train", "saved.yaml", "--resume"] if (folder / "config.yaml").exists() else None
 def keep(again):
     with (folder / "asked").open("a") as file:
         print(again, file=file)
     return Keeper()
-sys.exit(supervisor.supervise(["train", "x.yaml"], begun, lambda run: (3, 0.01), keep))
+sys.exit(supervisor.supervise(["train", "x.yaml"], resuming, (3, 0.01), keep))
 """
 
 
