@@ -9,6 +9,7 @@ goes to another, from where it was given out; one that fails on several workers 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from cluster.pool.member import Member, MemberState
 from cluster.pool.members import Deadlines, Listener, Members
 from cluster.pool.recovery import RecoveryLimits
 from cluster.pool.ticket import Finished, Ticket
+from cluster.pool.watch import AGAIN_S
 
 
 class Core:
@@ -98,10 +100,13 @@ class Core:
         """Give nothing out until `go_on`, and stop what is being generated where it stands. Its tickets wait in the
         queue, first, with the tokens already made. Returns when no member decodes."""
         self._held = True
-        members = self.members.with_work
-        await self.weights.surviving({m: m.handle.interrupt() for m in members}, "stopping the generation")
-        while any(m.work for m in members if not m.gone):  # the interrupted calls come back by themselves
-            await asyncio.sleep(0.002)
+        members, due = self.members.with_work, 0.0
+        while working := [m for m in members if m.work and not m.gone]:
+            if time.monotonic() >= due:
+                asked = {m: m.handle.interrupt() for m in working}
+                await self.weights.surviving(asked, "stopping the generation")
+                due = time.monotonic() + AGAIN_S
+            await asyncio.sleep(0.002)  # the interrupted calls come back by themselves
 
     async def forget(self) -> None:
         """Drop every ticket: what is being generated is stopped, and nobody waits for it any more."""

@@ -193,18 +193,13 @@ class Members:
         end, how = MemberState.RETIRED, "left"
         if was is not MemberState.JOINING:
             try:
-                await within(self._drain(member), self._deadlines.weights_s, f"draining {member.name}")
+                await within(self._watch.hand_on(member), self._deadlines.weights_s, f"draining {member.name}")
             except RunFailed as error:  # fault boundary: it ends without having handed on, and its work is done again
                 end, how = MemberState.DEAD, f"was ended ({error})"
         await member.handle.stop()
         member.move(end)
         moved = f", {len(handed)} tickets handed on" if handed else ""
         self._on.tell("worker", f"{member.name} {how}{moved}")
-
-    async def _drain(self, member: Member) -> None:
-        await member.handle.interrupt()
-        while member.work:  # the interrupted calls come back by themselves
-            await asyncio.sleep(0.005)
 
     # --- lost and replaced ---
 

@@ -140,7 +140,7 @@ class Watch:
         """From the moment in which it is suspected until it serves again."""
         called_back = self._called_back[member.name]
         try:
-            await within(self._hand_on(member), self._limits.silence_s, f"taking back the work of {member.name}")
+            await within(self.hand_on(member), self._limits.silence_s, f"taking back the work of {member.name}")
             called = asyncio.ensure_future(called_back.wait())
             await asyncio.wait({called}, timeout=rest_s)
             called.cancel()
@@ -161,7 +161,7 @@ class Watch:
             self._on.tell("worker", f"{member.name} is back at version {member.version} ({took})")
             self._on.joined(member)
 
-    async def _hand_on(self, member: Member) -> None:
+    async def hand_on(self, member: Member) -> None:
         """Returns when it has no work: what is unfinished came back with the tokens already made."""
         while member.work and not member.gone:
             await member.handle.interrupt()

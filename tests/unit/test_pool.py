@@ -304,6 +304,26 @@ def test_a_pool_that_is_held_stops_where_it_stands_and_goes_on_with_the_tokens_a
     assert len(late.result(SOON_S).batch) == 2
 
 
+def test_a_ticket_that_reaches_its_worker_after_the_call_that_was_to_interrupt_it_is_stopped_too(bench):
+    one = bench(1)
+    worker = one.made["rollout-0"]
+    generate = worker.generate
+
+    async def late(ticket):
+        await asyncio.sleep(0.1)
+        return await generate(ticket)
+
+    worker.generate = late
+    worker.engine._on_step = lambda step: time.sleep(0.2)
+    one.adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    one.pool.hold()
+    assert not end.done() and worker.engine.requests, "it had begun, and was not waited for"
+    one.pool.go_on()
+    found = end.result(SOON_S)
+    assert sorted((s.group, s.sample_index, s.token_ids.tolist()) for s in found.batch) == every_row(PROMPTS)
+
+
 def test_one_that_is_asked_to_leave_before_it_has_joined_just_ends(bench):
     one = bench(1).adopt()
     one.prepare = lambda worker: worker.may_start.clear()
