@@ -61,7 +61,6 @@ class Job:
         """Who watches that the run moves."""
         self.state = DriverState()
         self.learner: LearnerGroup | None = None
-        self.stop_reason: str | None = None
         self._phases: dict[str, float] = {}
         self._row: dict[str, float] = {}
         self._step_began = 0.0
@@ -158,12 +157,20 @@ class Job:
         value = mean_interval(scores[self.evaluation_metric]).mean
         if self.state.best_value is not None and value <= self.state.best_value:
             self.state.evaluations_since_best += 1
-            patience = self.config.evaluation.patience
-            if patience is not None and self.state.evaluations_since_best >= patience:
-                self.stop_reason = f"no better evaluation in {patience}"
             return False
         self.state.best_value, self.state.best_step, self.state.evaluations_since_best = value, step, 0
         return True
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run ends before its last step. It follows from what a commit holds, so that a driver started anew
+        after the last one stops there too, and a resume with other bounds goes on."""
+        asked, state = self.config.evaluation, self.state
+        if asked.patience is not None and state.evaluations_since_best >= asked.patience:
+            return f"no better evaluation in {asked.patience}"
+        if asked.kl_bound is not None and state.kl_ref > asked.kl_bound:
+            return f"kl/ref {state.kl_ref:.3f} exceeds evaluation.kl_bound {asked.kl_bound:g}"
+        return None
 
     def evaluation_due(self) -> bool:
         """At every n-th step, and at the last."""

@@ -6,6 +6,7 @@ a step (ppo.py), pools and publishing (online.py).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,6 +93,5 @@ class PolicyGradientJob(OnlineJob):
         if kl.target is not None and "kl/ref_sequence" in result.metrics:
             controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
             self.state.kl_coef = controller.update(result.metrics["kl/ref_sequence"], samples).coef
-        bound = self.config.evaluation.kl_bound
-        if bound is not None and result.metrics.get("kl/ref", 0.0) > bound:
-            self.stop_reason = f"kl/ref {result.metrics['kl/ref']:.3f} exceeds evaluation.kl_bound {bound:g}"
+        if math.isfinite(kl_ref := result.metrics.get("kl/ref", math.nan)):  # not measured in a step that was skipped
+            self.state.kl_ref = kl_ref

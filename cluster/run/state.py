@@ -16,8 +16,8 @@ FILE = "driver.json"
 class DriverState:
     """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
     on other data is refused. multiplier: of the safety constraint. fresh_mismatch, fresh_doubt: a freshly loaded engine
-    against the learner (actors/probe.py). baseline: held-out scores before training, by metric. scores: the last
-    evaluation's."""
+    against the learner (actors/probe.py). kl_ref: of the last update, in nats a token. baseline: held-out scores before
+    training, by metric. scores: the last evaluation's."""
 
     step: int = 0
     position: int = 0
@@ -29,6 +29,7 @@ class DriverState:
     best_step: int | None = None
     best_value: float | None = None
     evaluations_since_best: int = 0
+    kl_ref: float = 0.0
     fresh_mismatch: float | None = None
     fresh_doubt: float | None = None
     baseline: dict[str, list[float]] = field(default_factory=dict)

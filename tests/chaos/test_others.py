@@ -17,14 +17,16 @@ from tests.chaos.harness import (
     CHANGES,
     STEPS,
     Fault,
+    assert_balanced,
     assert_borne,
     assert_same_run,
     assert_same_weights,
     driver_of,
+    events_of,
     report,
     run_with,
 )
-from tests.integration.runs import left_behind, merged, recipe, start, stop, train
+from tests.integration.runs import left_behind, merged, recipe, rows, start, stop, train
 
 RANDOM_STEPS = 100
 
@@ -117,6 +119,20 @@ def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tm
     lines = map(json.loads, (ended.run_dir / "events.jsonl").read_text().splitlines())
     assert [event for event in lines if event["kind"] in ("lost", "stuck", "recovered")] == []
     assert_same_run(ended.run_dir, undisturbed)
+
+
+def test_a_run_that_stops_early_stops_there_though_its_driver_dies_at_the_end(tiny_model: Path, tmp_path: Path) -> None:
+    """What it stops by is in its last commit."""
+    changes = merged(CHANGES, {"evaluation": {"kl_bound": 1e-9}})
+    fault = Fault("driver killed at its end", "driver", "cluster.run.report:write_report")
+    ended = run_with([fault], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
+    assert ended.code == 0, ended.output
+    (end,) = events_of(ended.run_dir, 0.0, "end")[1:]
+    assert "exceeds evaluation.kl_bound 1e-09" in end["text"]
+    last = rows(ended.run_dir)[-1]["step"]
+    assert 0 < last < STEPS and rows(ended.run_dir)[last]["kl/ref"] > 0
+    assert [path.name for path in (ended.run_dir / "policy").iterdir()] == [f"step-{last}"]
+    assert_balanced(ended.run_dir, trained=4 * last)
 
 
 def wait_for_life(run: Path, supervisor: subprocess.Popen[bytes]) -> psutil.Process | None:
