@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import sqlite3
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ def run(
     """Train. The directory was created or attached by the caller. again: what resumes it, if not this run."""
     if resume:
         _refuse_other_config(config, directory)
+    again = again or f"raylign train CONFIG --run-dir {directory} --resume"
     with directory.lock():
         os.environ[FOLDER] = str(directory.logs / "stacks")
         tell_when_asked()
@@ -93,7 +95,7 @@ def run(
         job: Job | None = None
         try:
             with (
-                _told(directory, events, console, again or f"raylign train CONFIG --run-dir {directory} --resume"),
+                _told(directory, events, console, again),
                 _cluster(config, directory) as cluster,
             ):
                 placement = _placement(config, cluster)
@@ -113,7 +115,20 @@ def run(
             if job is not None:
                 job.metrics.close()
             events.close()
-            directory.push()
+            _send(directory, again)
+
+
+def _send(directory: RunDirectory, again: str) -> None:
+    """To where the run is kept. What cannot be sent stays here, and a resume goes on from it."""
+    failed = sys.exception()
+    try:
+        directory.push()
+    except Exception as error:  # fault boundary: of whatever store is behind the URL
+        if isinstance(failed, StepLost):  # it goes on in a moment, and sends more
+            return
+        text = f"{directory} could not be reached ({error}); what it lacks stands in {directory.root}"
+        before = f"{failed}\n" if isinstance(failed, RunFailed) else ""
+        raise RunFailed(f"{before}{text}; once it can, resume with: {again}") from error
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
     nothing when there is none)."""
     found, damaged = checkpoint.latest_whole(directory.checkpoints)
     checkpoint.set_aside_after(directory.checkpoints, found)
-    checkpoint.clear_stages(directory.checkpoints)
+    for folder in (directory.checkpoints, directory.policies):
+        checkpoint.clear_stages(folder)
     directory.truncate_after(step_of(found))
     return found, damaged
 
@@ -72,6 +73,5 @@ def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> 
     job.console.event(f"the step is lost; building the learner again from step {to}, what came after is repeated")
     job.rebuild(commit)
     job.begin_row()
-    job.stop_reason = None
     took = time.monotonic() - began
     job.events.write("recovered", f"the run goes on from step {to} after {took:.1f} s", seconds=round(took, 2))

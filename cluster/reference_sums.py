@@ -7,12 +7,13 @@ responses, and one more for KTO's mismatched responses. Left out: what the numbe
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+
+from cluster.run.directory import atomic_path
 
 Measure = Callable[[Sequence[int]], np.ndarray]
 """float64 [n, K] of n rows."""
@@ -58,7 +59,5 @@ class ReferenceSums:
             self._save()
 
     def _save(self) -> None:
-        staged = self._path.with_name(f".{self._path.name}")
-        with staged.open("wb") as file:
+        with atomic_path(self._path) as staged, staged.open("wb") as file:
             np.savez(file, values=self.values, identity=np.array(self._identity))
-        os.replace(staged, self._path)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from actors.adapters import write_adapter
+from actors.durable import fsync
 from actors.lora import LoraSettings
 from actors.pretrained import HUB_ID
 from actors.types import SampleBatch, ScoreBatch
@@ -115,9 +116,12 @@ def _finish(staged: Path, directory: Path, facts: Mapping[str, Any], **card: str
     """Add what every export has, and put it in its place whole."""
     (staged / "raylign.json").write_text(json.dumps({k: facts[k] for k in ("run", "step", "digest")}) + "\n")
     (staged / "README.md").write_text(model_card(facts, **card))
+    for path in [*staged.iterdir(), staged]:  # a name that stands must not outlive what it names
+        fsync(path)
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(staged, directory)
+    fsync(directory.parent)
 
 
 def _write_config(config: Path, changes: Mapping[str, Any]) -> None:

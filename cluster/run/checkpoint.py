@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.run.directory import fsync_directory, write_atomic
+from actors.durable import fsync
+from cluster.run.directory import write_atomic
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d+)")
@@ -31,17 +32,17 @@ def commit(directory: Path, step: int, stage: Path, synced: Mapping[str, Mapping
         if name in known:
             files[name] = dict(known[name])
             continue
-        _fsync(path)
+        fsync(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     body = {"step": step, "files": files}
     write_atomic(stage / MANIFEST, json.dumps({**body, "sha256": _body_hash(body)}, indent=1) + "\n")
     for folder in [stage, *(p for p in stage.rglob("*") if p.is_dir())]:
-        fsync_directory(folder)
+        fsync(folder)
     target = directory / f"step-{step}"
     if target.exists():  # an earlier attempt at the same step, whose history was cut back
-        shutil.rmtree(target)
+        _remove(target)
     os.replace(stage, target)
-    fsync_directory(directory)
+    fsync(directory)
 
 
 def open_stage(directory: Path, step: int) -> Path:
@@ -92,7 +93,7 @@ def latest_whole(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def clear_stages(directory: Path) -> None:
-    """Remove what drivers that were killed had half written."""
+    """Remove what drivers that were killed had half written, or half removed."""
     for stage in directory.glob(".step-*.tmp"):
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -112,9 +113,15 @@ def prune(directory: Path, keep_last: int, keep: set[int]) -> None:
     have = steps(directory)
     for step in have[: max(0, len(have) - keep_last)]:
         if step not in keep:
-            # Without its manifest a half-removed directory no longer claims to be whole.
-            (directory / f"step-{step}" / MANIFEST).unlink()
-            shutil.rmtree(directory / f"step-{step}")
+            _remove(directory / f"step-{step}")
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under another name first: one that is half removed claims nothing, and `clear_stages` finds it."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
 
 
 def _body_hash(body: dict) -> str:
@@ -125,8 +132,3 @@ def _body_hash(body: dict) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

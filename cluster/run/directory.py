@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from actors.durable import fsync
 from cluster.config.schema import Config
 from cluster.errors import UserError
 
@@ -52,6 +53,8 @@ class RunDirectory:
         self.policies = self.root / "policy"
         self.tensorboard = self.root / "tensorboard"
         self._pushed: dict[str, tuple[int, int]] = {}
+        self._owed = False
+        """A push began, and none since has sent everything."""
 
     def __str__(self) -> str:
         return self.url or str(self.root)
@@ -148,7 +151,8 @@ class RunDirectory:
             try:
                 yield
             finally:
-                file.truncate(0)
+                if not self._owed:  # else the working copy stays the one that counts, as after a kill
+                    file.truncate(0)
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def truncate_after(self, step: int) -> None:
@@ -163,7 +167,7 @@ class RunDirectory:
             if number > step:
                 self.samples_file(number).unlink()
         if self.samples.is_dir():
-            fsync_directory(self.samples)
+            fsync(self.samples)
         for policy in self.policies.glob("step-*"):
             if int(policy.name.rpartition("-")[2]) > step:  # of a history that does not count
                 shutil.rmtree(policy)
@@ -177,6 +181,7 @@ class RunDirectory:
             return
         import fsspec
 
+        self._owed = True
         there, base = fsspec.core.url_to_fs(self.url)
         here = {
             _relative(file, self.root): file for file in ([only] if only else self.root.rglob("*")) if file.is_file()
@@ -194,6 +199,7 @@ class RunDirectory:
         for name in () if only else set(self._pushed) - set(here):
             there.rm_file(f"{base}/{name}")
             del self._pushed[name]
+        self._owed = only is not None or running
 
     def pull(self) -> None:
         """Make the working copy hold what the URL holds. One that a driver holds is ahead of the URL and left alone."""
@@ -209,7 +215,7 @@ class RunDirectory:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return
-            if self.lock_file.stat().st_size:  # its driver was killed before it could push
+            if self.lock_file.stat().st_size:  # its driver was killed before it could push, or its push failed
                 return
             for file in [file for file in self.root.rglob("*") if file.is_file()]:
                 if _relative(file, self.root) not in {*names, self.lock_file.name}:
@@ -257,27 +263,17 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     return [row for _, row in _complete_lines(file)] if file.exists() else []
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make renames and removals in `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`. On success it is synced and renamed over `path`; on an error it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    fsync(path.parent)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -92,7 +92,7 @@ def test_no_bytes_at_all_pass_for_a_manifest(tmp_path_factory, content):
     assert damage(folder) is not None
 
 
-@pytest.mark.parametrize("killed_in", ["write_atomic", "_fsync", "os.replace"])
+@pytest.mark.parametrize("killed_in", ["write_atomic", "fsync", "os.replace"])
 def test_a_kill_before_the_rename_never_counts_and_the_next_attempt_starts_clean(tmp_path, monkeypatch, killed_in):
     before = write(tmp_path, 3)
 
@@ -132,6 +132,24 @@ def test_pruning_keeps_the_last_and_the_best_by_number_not_by_name(tmp_path):
     assert steps(tmp_path) == [2, 10, 11]
     prune(tmp_path, keep_last=1, keep=set())
     assert steps(tmp_path) == [11] and damage(tmp_path / "step-11") is None
+
+
+def test_one_whose_removal_was_killed_claims_nothing_and_goes_with_what_is_half_written(tmp_path, monkeypatch):
+    for step in (1, 2):
+        write(tmp_path, step)
+    with monkeypatch.context() as killed:
+
+        def kill(path, ignore_errors=False):
+            if path.exists():
+                (path / "driver.json").unlink()
+                raise KeyboardInterrupt
+
+        killed.setattr(checkpoint.shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            prune(tmp_path, keep_last=1, keep=set())
+    assert steps(tmp_path) == [2]
+    checkpoint.clear_stages(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
 
 
 def test_the_drivers_state_comes_back_no_scores_included(tmp_path):

@@ -156,6 +156,31 @@ def test_pull_leaves_a_working_copy_alone_that_a_driver_holds(tmp_path, monkeypa
     assert "not pushed yet" not in run.events_file.read_text()
 
 
+def test_pull_leaves_a_working_copy_alone_whose_last_push_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    run = make_fake_run("memory://bucket/run-4", steps=2, sample_steps=0)
+    run.push()
+    there = fsspec.filesystem("memory")
+
+    def unreachable(*arguments):
+        raise OSError("no route")
+
+    with monkeypatch.context() as cut, pytest.raises(OSError, match="no route"), run.lock():
+        run.push(running=True)
+        run.events_file.write_text('{"time": 1, "kind": "note", "text": "not pushed yet"}\n')
+        cut.setattr(type(there), "put_file", unreachable)
+        run.push()
+    again = RunDirectory.attach("memory://bucket/run-4")
+    assert "not pushed yet" in run.events_file.read_text()
+    with again.lock():
+        again.push()
+    RunDirectory.attach("memory://bucket/run-4")
+    assert b"not pushed yet" in there.cat_file("bucket/run-4/events.jsonl")
+    there.pipe_file("bucket/run-4/events.jsonl", b"")
+    RunDirectory.attach("memory://bucket/run-4")
+    assert run.events_file.read_text() == "", "what was sent whole follows the URL again"
+
+
 def test_truncate_drops_the_exports_of_a_history_that_does_not_count(tmp_path):
     run = RunDirectory.create(tmp_path / "run")
     for step in (2, 4, 6):

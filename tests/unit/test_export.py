@@ -114,3 +114,13 @@ def test_a_dumped_step_holds_its_columns_without_pickle(tmp_path):
         assert np.array_equal(found["scores"], [1.0, np.nan], equal_nan=True)
         assert np.array_equal(found["token_ids"], batch.token_ids) and np.array_equal(found["old"], old)
         assert "reference" not in found and "values" not in found
+
+
+def test_every_file_is_on_the_disk_before_the_export_has_its_name(tmp_path, monkeypatch):
+    source, target = make_tiny_model(tmp_path / "source"), tmp_path / "step-3"
+    synced = []
+    monkeypatch.setattr(export, "fsync", lambda path: synced.append((path.name, target.exists())))
+    export_policy(learner_of(policy_engine(source)), target, source, FACTS)
+    written = {path.name for path in target.iterdir()}
+    assert {name for name, named in synced if not named} == written | {".step-3.tmp"}
+    assert synced[-1] == (tmp_path.name, True)
