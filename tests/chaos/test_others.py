@@ -26,7 +26,7 @@ from tests.chaos.harness import (
     report,
     run_with,
 )
-from tests.integration.runs import left_behind, merged, recipe, rows, start, stop, train
+from tests.integration.runs import left_behind, merged, recipe, rows, start, stop, train, wait_for_step
 
 RANDOM_STEPS = 100
 
@@ -153,13 +153,20 @@ def wait_for_life(run: Path, supervisor: subprocess.Popen[bytes]) -> psutil.Proc
 def test_a_driver_that_is_killed_again_and_again_changes_nothing(
     undisturbed: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """In the middle of a wave, between an update and its publish, while it commits, and after."""
+    """In the middle of a wave, between an update and its publish, while it commits, and after; and its recipe has
+    become another experiment's."""
     faults = [
         Fault("driver killed in a step", "driver", "cluster.scoring:Scoring.settle", call=4),
         Fault("driver killed at a publish", "driver", "cluster.run.ledger:Ledger.record_version", call=2),
         Fault("driver killed in a commit", "driver", "cluster.run.checkpoint:write_atomic", call=2),
     ]
-    ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
+    path, run = recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run"
+
+    def edit_the_recipe(process: subprocess.Popen[bytes]) -> None:
+        wait_for_step(process, run, 0)
+        recipe(tmp_path, tiny_model, name="another", steps=2, seed=7)
+
+    ended = run_with(faults, path, run, meanwhile=edit_the_recipe)
     assert_borne(ended, undisturbed, *(fault.id for fault in faults))
     for fault in faults:
         report(ended, fault.id, recovered="start")
