@@ -11,8 +11,11 @@ Without a keeper workers belong to their driver, and Ray ends them with it.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -74,9 +77,17 @@ def _follow(namespace: str, actor: Any, group: Any) -> None:
         if lease.over(found):
             break
     threading.Timer(LAST_WORDS_S, os._exit, (1,)).start()  # whatever hangs below
+    _remove_scratch(namespace)
     if group is not None:
         remove_placement_group(group)  # and this actor with it
     ray.kill(actor)  # not a plain exit: Ray would start it again
+
+
+def _remove_scratch(namespace: str) -> None:
+    """Its keeper may be dead too, and every worker ends now: whoever comes last leaves nothing."""
+    scratch = Path(tempfile.gettempdir())
+    if scratch.name.startswith(f"{namespace}-"):  # else this node has none, and it is the machine's own
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def renew(namespace: str, count: int) -> bool:

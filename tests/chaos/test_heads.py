@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.harness import CHANGES, assert_same_run, driver_of, events_of, table_row
+from tests.chaos.harness import CHANGES, assert_same_run, driver_of, events_of, scratch, table_row
 from tests.integration.rewards import SLOW
 from tests.integration.runs import left_behind, marked, merged, recipe, start, stop, wait_for_step
 
@@ -137,6 +137,7 @@ def test_a_run_whose_supervisor_dies_leaves_nothing_on_the_cluster(
     cluster: Any, tiny_model: Path, tmp_path: Path, pace: Path, victims: str
 ) -> None:
     """Its keeper ends the workers; where that dies too, they end with their lease."""
+    before = scratch()
     with held(tmp_path, tiny_model, step=1, ray={"address": cluster.address}) as run:
         workers = [p for p in psutil.process_iter() if _works_for(p, run.folder)]
         assert len(workers) == 4, "learner, rollout worker, scorer and its reward functions"
@@ -146,6 +147,7 @@ def test_a_run_whose_supervisor_dies_leaves_nothing_on_the_cluster(
         stop(run.process)
     wait_until(lambda: not any(_alive(p) for p in workers), GONE_S)
     assert left_behind(run.log, timeout_s=GONE_S) == []
+    wait_until(lambda: not scratch() - before, timeout_s=5.0)
 
 
 def _works_for(process: psutil.Process, run: Path) -> bool:
