@@ -168,7 +168,7 @@ class OnlineJob(Job):
 
     def rebuild(self, commit: Path | None) -> None:
         self.rollouts.forget()
-        self.learner.start_again(self.config.ray.start_timeout_s)
+        self.start_learner_again(commit)
         self.elastic.load()  # what they did until now is no step's
         if commit is not None:
             self._resume(commit)
@@ -176,6 +176,9 @@ class OnlineJob(Job):
         self.forget_progress()
         self.recorded = self._fresh_recorded
         self.publish()
+
+    def start_learner_again(self, commit: Path | None) -> None:
+        self.learner.start_again(self.config.ray.start_timeout_s)
 
     def finish_step(self, step: int) -> None:
         load = self.elastic.load()

@@ -67,6 +67,8 @@ class Publisher:
         self.version = PolicyVersion(0, "")
         self._given = 0
         """The last number that was given."""
+        self.broken_off = False
+        """The last publish did not come to its end: engines may hold a part of it, and decode nothing until another."""
 
     def adopt(self, version: PolicyVersion) -> None:
         """The engines hold `version` from disk."""
@@ -97,7 +99,7 @@ class Publisher:
         # three times as long (3.2 s against 1.2 s for SmolLM2 on two cores).
         shares = self._learner.policy_logprobs([probe], temperature=1.0)
         learner = self._learner.wait(shares, "scoring the recorded samples")
-        sending = time.monotonic()
+        sending, self.broken_off = time.monotonic(), True
         buckets, summary = self._send(number)
         version = PolicyVersion(number, summary.digest)
         self._pool.finish_publish(version)
@@ -112,7 +114,7 @@ class Publisher:
         self._given = number
         self._record(version)
         self._pool.admit(version, buckets, probe, judge)
-        self.version = version
+        self.version, self.broken_off = version, False
         if self._parcels:
             self._learner.release_weights()
         worst = max((mismatch(engines[name], learner).mean for name in engines.keys() - wrong.keys()), default=None)

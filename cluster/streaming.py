@@ -1,8 +1,9 @@
 """A policy-gradient run whose generation runs ahead of its learning: the verbs of one_step_off.py and asynchronous.py.
 
 In: a PolicyGradientJob's workers and a schedule. Out: batches with their staleness, publishes between decode steps. On
-a resume, prompts that were under way at the commit are generated again, under the weights of the commit. Left out: the
-order of a step, the stream itself (stream.py).
+a resume, prompts that were under way at the commit are generated again, under the weights of the commit; where only the
+learner was lost, by the asynchronous schedule, while it is built again. Left out: the order of a step, the stream
+itself (stream.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from cluster.inputs import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished
+from cluster.recovery import step_of
 from cluster.run.length_bias import length_bias
 from cluster.stream import Stream
 from cluster.workers import get, put
@@ -37,13 +39,41 @@ class StreamingJob(PolicyGradientJob):
         super().begin(inputs, tokenizer, commit)
         self.max_staleness = resolve.max_staleness(self.config)
         self._open_stream()
+        self._send_again()
 
     def rebuild(self, commit: Path | None) -> None:
+        self._stream = None
         super().rebuild(commit)
+        if self._stream is None:
+            self._open_stream()
+        self._send_again()
+
+    def start_learner_again(self, commit: Path | None) -> None:
+        """Asynchronous samples may be of any weights whose log-probs are recorded: what the commit had under way is
+        made meanwhile. The engines' weights are of a step that will not count, ahead of the commit by at most as many
+        steps as lie between two; the correction weighs what they made. By number they are one version older than what
+        the commit's weights are published as: so many prompts as can be in time all the same."""
+        kind = self.config.rollout.schedule.kind
+        if commit is None or kind != "asynchronous" or self.publisher.broken_off:
+            super().start_learner_again(commit)
+            return
+        self.elastic.load()  # what they did until now is no step's
+        self.ledger.restore(commit / "ledger.sqlite")
         self._open_stream()
+        in_time = self.max_staleness * self.config.rollout.prompts_per_step
+        self._send(step_of(commit) - 1, self.ledger.in_flight()[:in_time])
+        super().start_learner_again(commit)
+        made = self.elastic.load().tokens
+        self.events.write("meanwhile", f"{made} tokens were made while the learner was built again")
+
+    def _send_again(self) -> None:
+        """What the commit had under way and was not sent yet: of a stream that nothing was taken from."""
+        self._send(self.state.step, self.ledger.in_flight()[self._stream.under_way :])
+
+    def _send(self, step: int, rows: Sequence[tuple[int, int]]) -> None:
+        self._stream.send(step, self.train.prompts([(row, position) for row, position in rows]))
 
     def _open_stream(self) -> None:
-        """With what the last commit had under way."""
         config = self.config
         self._stream = Stream(
             self.rollouts,
@@ -56,8 +86,6 @@ class StreamingJob(PolicyGradientJob):
         )
         self._generated: dict[str, float] = {}
         self._biased = False
-        again = self.ledger.in_flight()
-        self._stream.send(self.state.step, self.train.prompts([(row, position) for row, position in again]))
 
     def run_ahead(self, flat: int = 0) -> None:
         """Admit what the bound allows, as far as the run has steps left. flat: groups of the running step that will be
