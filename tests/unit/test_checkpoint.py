@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.recovery import last_commit
 from cluster.run import checkpoint
 from cluster.run.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
+from cluster.run.directory import RunDirectory
 from cluster.run.state import DriverState
 
 
@@ -111,6 +113,18 @@ def test_a_kill_before_the_rename_never_counts_and_the_next_attempt_starts_clean
     assert stage.exists()  # as after a kill: nobody cleaned up
     assert not (write(tmp_path, 4) / "half").exists() and not stage.exists()
     assert steps(tmp_path) == [3, 4]
+
+
+def test_what_killed_drivers_half_wrote_and_half_removed_is_gone_when_their_run_goes_back(tmp_path):
+    run = RunDirectory.create(tmp_path)
+    made = write(run.checkpoints, 3)
+    for folder in (run.checkpoints, run.policies):
+        for name in (".step-4.tmp", ".step-2.old.tmp"):
+            (folder / name).mkdir()
+            (folder / name / "half").touch()
+    (run.policies / "step-3").mkdir()
+    assert last_commit(run) == (made, [])
+    assert os.listdir(run.checkpoints) == os.listdir(run.policies) == ["step-3"]
 
 
 def test_a_folder_that_is_not_there_holds_no_checkpoints(tmp_path):

@@ -250,10 +250,11 @@ def test_slurm_job_starts_a_head_then_workers_then_trains_on_the_head_and_leaves
     # The stand-ins for `ray start` never end by themselves: the script's own clean-up did it, or run() timed out.
 
 
-def test_requeued_slurm_job_resumes_and_the_trainings_exit_code_is_the_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["config.yaml", "pipeline.yaml"])
+def test_requeued_slurm_job_resumes_and_the_trainings_exit_code_is_the_jobs(tmp_path: Path, settings: str) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    (run_dir / "config.yaml").write_text("steps: 2\n")
+    (run_dir / settings).write_text("steps: 2\n")
     code, calls = _run_slurm(tmp_path, run_dir, train="exit 3")
     assert code == 3
     assert any(call.endswith(f"--run-dir {run_dir} --resume") for call in calls)

@@ -304,9 +304,8 @@ def test_a_pool_that_is_held_stops_where_it_stands_and_goes_on_with_the_tokens_a
     assert len(late.result(SOON_S).batch) == 2
 
 
-def test_a_ticket_that_reaches_its_worker_after_the_call_that_was_to_interrupt_it_is_stopped_too(bench):
-    one = bench(1)
-    worker = one.made["rollout-0"]
+def reached_late(worker: LocalRollout) -> None:
+    """Tickets are 0.1 s on their way to it, and its steps take 0.2 s."""
     generate = worker.generate
 
     async def late(ticket):
@@ -315,6 +314,12 @@ def test_a_ticket_that_reaches_its_worker_after_the_call_that_was_to_interrupt_i
 
     worker.generate = late
     worker.engine._on_step = lambda step: time.sleep(0.2)
+
+
+def test_a_ticket_that_reaches_its_worker_after_the_call_that_was_to_interrupt_it_is_stopped_too(bench):
+    one = bench(1)
+    worker = one.made["rollout-0"]
+    reached_late(worker)
     one.adopt()
     end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
     one.pool.hold()
@@ -322,6 +327,18 @@ def test_a_ticket_that_reaches_its_worker_after_the_call_that_was_to_interrupt_i
     one.pool.go_on()
     found = end.result(SOON_S)
     assert sorted((s.group, s.sample_index, s.token_ids.tolist()) for s in found.batch) == every_row(PROMPTS)
+
+
+def test_a_ticket_that_reaches_a_leaver_after_it_was_interrupted_is_handed_on_too(bench):
+    one = bench(2)
+    leaver = one.made["rollout-1"]
+    reached_late(leaver)
+    one.adopt()
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING, prefer="rollout-1"))
+    assert one.pool.scale(1) == "1 worker leaves, 1 stay"
+    finished = end.result(SOON_S)
+    assert leaver.engine.requests and finished.member == "rollout-0", "it had begun, and did not end it"
+    assert sorted((s.group, s.sample_index, s.token_ids.tolist()) for s in finished.batch) == every_row(PROMPTS)
 
 
 def test_one_that_is_asked_to_leave_before_it_has_joined_just_ends(bench):

@@ -7,6 +7,7 @@ import pytest
 
 from cluster import reference_sums
 from cluster.reference_sums import ReferenceSums, weights_identity
+from cluster.run import directory
 
 
 def measure_into(seen):
@@ -30,6 +31,13 @@ def test_only_what_is_lacking_is_measured_and_a_new_process_finds_it(tmp_path):
     assert seen == [1, 3, 2]
     assert again.values[[1, 2, 3]].tolist() == [[1, -1], [2, -2], [3, -3]]
     assert again.lacking(range(10)) == [0, 4, 5, 6, 7, 8, 9]
+
+
+def test_they_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(directory, "fsync", lambda path: synced.append((path.suffix, (tmp_path / "r.npz").exists())))
+    ReferenceSums(tmp_path / "r.npz", "one", 4, 2).fill([0], measure_into([]), quiet)
+    assert synced[0] == (".tmp", False) and synced[-1][1]
 
 
 def test_a_file_of_something_else_is_not_read(tmp_path):

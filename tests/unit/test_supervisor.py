@@ -128,13 +128,14 @@ def test_a_driver_that_does_not_end_when_asked_is_killed(start, tmp_path, monkey
     assert process.wait(20) == 128 + signal.SIGTERM and (tmp_path / "asked").exists()
 
 
-def test_a_signal_that_is_ignored_when_it_starts_stays_so(start, tmp_path, monkeypatch):
-    """`nohup raylign train ... &`, then the terminal is closed."""
-    program = PROGRAM.replace("import sys", "import signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)", 1)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_when_it_starts_stays_so(start, tmp_path, monkeypatch, number):
+    """`nohup raylign train ... &`, then the terminal is closed; a script's background job, then its Ctrl-C."""
+    program = PROGRAM.replace("import sys", f"import signal, sys\nsignal.signal({number:d}, signal.SIG_IGN)", 1)
     monkeypatch.setitem(globals(), "PROGRAM", program.replace("sys.exit(", "supervisor.ENDING_S = 0.1\nsys.exit("))
     process = start("touch config.yaml ready; sleep 1; exit 0")
     _until(tmp_path / "ready")
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     assert process.wait(20) == 0 and process.stderr.read() == ""
 
 
