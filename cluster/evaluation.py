@@ -35,13 +35,20 @@ def heldout_prompts(inputs: OnlineInputs) -> list[Prompt]:
 
 def heldout_scores(
     pool: RolloutPool, scorers: ScorerPool, prompts: Sequence[Prompt], sampling: SamplingSettings, version: int
-) -> dict[str, np.ndarray]:
-    """One response per prompt, scored: "reward" is the weighted sum, the rest its parts. NaN: no score."""
+) -> tuple[dict[str, np.ndarray], str | None]:
+    """One response per prompt, scored: "reward" is the weighted sum, the rest its parts. NaN: no score; and a sentence
+    on how many lack one, None if none does."""
     samples = pool.generate(prompts, sampling, version)
     pairs = scorers.score(samples)
     scores = ScoreBatch.concat(scorers.wait([scores for scores, _ in pairs]))
     order = np.argsort(np.array(samples.groups))
-    return {"reward": scores.values[order], **{name: part[order] for name, part in scores.parts.items()}}
+    found = {"reward": scores.values[order], **{name: part[order] for name, part in scores.parts.items()}}
+    lacking = {name: int(np.isnan(values).sum()) for name, values in found.items()}
+    failed = ", ".join(f"{count} have no {name}" for name, count in lacking.items() if count)
+    if not failed:
+        return found, None
+    why = next(iter(scores.errors.values()), "no reason given")
+    return found, f"of {len(prompts)} held-out prompts {failed}; the first: {why}"
 
 
 def scorer_spec(config: Config, tokenizer_path: Path, functions: Sequence[Any], base: Path) -> ScorerSpec:

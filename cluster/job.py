@@ -6,11 +6,13 @@ dpo.py), building the workers (online.py, dpo.py), the process around it (driver
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.columns import StepColumns
 from cluster.config.schema import Config
@@ -22,7 +24,8 @@ from cluster.run.directory import RunDirectory, read_json_lines
 from cluster.run.evaluation import mean_interval
 from cluster.run.ledger import Ledger
 from cluster.run.metrics import EventsWriter, MetricsWriter, eval_metrics
-from cluster.run.shares import learner_shares
+from cluster.run.policies import prune_policies
+from cluster.run.shares import calls_of, step_times
 from cluster.run.state import DriverState
 from cluster.run.timeline import Timeline
 from cluster.workers import LearnerGroup
@@ -53,7 +56,7 @@ class Job:
             events,
             console.event,
             config.learner.update_timeout_s,
-            committed=lambda: directory.push(running=True),
+            committed=self._committed,
         )
         self.timeline = Timeline(directory)
         self._alarms = Alarms(read_json_lines(directory.metrics_file))
@@ -103,54 +106,54 @@ class Job:
     def finish_step(self, step: int) -> None:
         """Close the step's row. Evaluation and checkpoints come after: their seconds are not the step's."""
         step_s = time.monotonic() - self._step_began
-        for name, seconds in self._phases.items():
-            self._row["sync/seconds" if name == "publish" else f"time/{name}_s"] = seconds
-        self._row["time/step_s"] = step_s
-        self._row["time/other_fraction"] = max(0.0, 1.0 - sum(self._phases.values()) / step_s)
-        calls: dict[str, dict[str, float]] = {}
-        for name, seconds in self._row.items():
-            if name.startswith("role/"):
-                _, role, call = name.split("/")
-                calls.setdefault(role, {})[call.removesuffix("_s")] = seconds
-        busy = {role: sum(by_call.values()) for role, by_call in calls.items()}
-        self.step_seconds, self.learner_seconds = step_s, busy.get("learner", 0.0)
-        main = [busy[role] for role in ("rollout", "learner") if role in busy]
-        if main:
-            self._row["time/idle_fraction"] = max(0.0, 1.0 - sum(main) / (len(main) * step_s))
-        if "rollout" in busy and "learner" in busy:
-            self._row |= learner_shares(self._phases, calls["learner"], step_s)
+        calls = calls_of(self._row)
+        self._row |= step_times(self._phases, calls, step_s)
+        self.step_seconds, self.learner_seconds = step_s, sum(calls.get("learner", {}).values())
         self.state.step = step
 
     def write_row(self, step: int) -> None:
         self.timeline.write(step)
         self.console.step(self.metrics.write(step, {name: float(value) for name, value in self._row.items()}))
         for sign, text in self._alarms.hear(self._row):
-            self.events.write("alarm", text, step, sign=sign)
-            self.console.event(text)
+            self.tell("alarm", text, step, sign=sign)
+
+    def tell(self, kind: str, text: str, step: int, **facts: object) -> None:
+        """An event that people are to see at once."""
+        self.events.write(kind, text, step, **facts)
+        self.console.event(text)
 
     # --- updates ---
 
-    def check_update(self, step: int, result: UpdateResult, columns: StepColumns) -> None:
-        """Count steps that were skipped as not finite; stop after too many in a row, the batch saved."""
-        if result.skipped:
+    def check_update(
+        self, step: int, columns: StepColumns, result: UpdateResult, critic: UpdateResult | None = None
+    ) -> None:
+        """Count steps in which the model, or its critic, was not updated because nothing was finite; stop after too
+        many in a row, the batch saved."""
+        of = {" optimiser steps": result, " optimiser steps of the critic": critic}
+        updates = {what: update for what, update in of.items() if update is not None}
+        skipped = [f"{update.skipped}{what}" for what, update in updates.items() if update.skipped]
+        look = f"raylign replay {self.directory} {step}"
+        if skipped:
             self.learner.dump(columns, str(self.directory.skipped_batch(step)))
-            look = f"raylign replay {self.directory} {step}"
-            text = f"{result.skipped} optimiser steps skipped: loss or gradient not finite; look with: {look}"
+            text = f"{' and '.join(skipped)} skipped: loss or gradient not finite; look with: {look}"
             self.events.write("nonfinite", text, step)
-        self.state.nonfinite_in_a_row = 0 if result.applied else self.state.nonfinite_in_a_row + 1
+        applied = all(update.applied for update in updates.values())
+        self.state.nonfinite_in_a_row = 0 if applied else self.state.nonfinite_in_a_row + 1
         limit = self.config.learner.max_nonfinite_steps
         if self.state.nonfinite_in_a_row >= limit:
             raise RunFailed(
                 f"loss or gradient was not finite in {limit} steps in a row; look at the last batch with: {look}; "
-                "lower learner.optimizer.lr and resume"
+                "start a new run with a lower learning rate, or resume with a higher learner.max_nonfinite_steps"
             )
 
     # --- evaluations ---
 
     def note_evaluation(self, step: int, scores: Mapping[str, Sequence[float]]) -> bool:
-        """Record an evaluation's scores; True when it is the best so far."""
+        """Record an evaluation's scores; True when it is the best so far. A part that failed on all is not known, and
+        ends nothing unless it is what decides."""
         for name, values in scores.items():
-            self.note(eval_metrics(name, mean_interval(values)))
+            if name == self.evaluation_metric or not all(math.isnan(value) for value in values):
+                self.note(eval_metrics(name, mean_interval(values)))
         self.state.scores = {name: [float(v) for v in values] for name, values in scores.items()}
         if step == 0:
             self.state.baseline = dict(self.state.scores)
@@ -193,6 +196,17 @@ class Job:
                 rows[f"{name}, {when}"] = f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
         return rows
 
+    def export_facts(self, step: int, digest: str) -> dict[str, Any]:
+        """What an exported policy says of itself."""
+        return {
+            "run": self.config.name,
+            "model": self.config.model.path,
+            "method": self.config.algorithm.name,
+            "step": step,
+            "digest": digest,
+            "evaluation": self.evaluation_table(),
+        }
+
     @property
     def evaluation_metric(self) -> str:
         return self.config.evaluation.metric
@@ -218,6 +232,10 @@ class Job:
         self.commits.begin(self.state.step, fill, lambda: self.learner.saved(stage), keep)
         if self._last_step():
             self.commits.wait(last=True)
+
+    def _committed(self) -> None:
+        prune_policies(self.directory)
+        self.directory.push(running=True)
 
     def restore(self, commit: Path) -> None:
         """Go back to a verified commit. UserError when it is of other data."""

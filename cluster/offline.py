@@ -46,6 +46,7 @@ class OfflineJob(Job):
             saves_later=resolve.saves_later(config, placement.device),
         )
         self.learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
+        self.learner.heard = lambda what: self.heard(what)
         self._building = self.learner.build(config.ray.start_timeout_s)
 
     def begin(self, inputs: StoredInputs, commit: Path | None) -> None:
@@ -92,7 +93,7 @@ class OfflineJob(Job):
         result = self.learner.update_policy(columns)
         self.role("learner", "update_policy", result.seconds)
         self.note(result.metrics)
-        self.check_update(columns.step, result, columns)
+        self.check_update(columns.step, columns, result)
         self.ledger.trained(self._taken, columns.step)
 
     def heldout_parts(self) -> Iterator[Placed]:
@@ -112,15 +113,7 @@ class OfflineJob(Job):
         target = self.directory.policy(step)
         weights = self.config.weights
         _, summary = self.learner.weights(int(weights.bucket_mb * (1 << 20)), weights.timeout_s, lambda bucket: None)
-        facts = {
-            "run": self.config.name,
-            "model": self.config.model.path,
-            "method": self.config.algorithm.name,
-            "step": step,
-            "digest": summary.digest,
-            "evaluation": self.evaluation_table(),
-        }
-        self.learner.export(str(target), str(self.model_path), facts)
+        self.learner.export(str(target), str(self.model_path), self.export_facts(step, summary.digest))
         self.events.write("export", f"wrote {target.name}", step)
         return target
 

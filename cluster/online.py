@@ -82,6 +82,7 @@ class OnlineJob(Job):
             config.recovery.scorer_failures,
             self._tell_of_workers,
         )
+        self.learner.heard = self.scorers.heard = lambda what: self.heard(what)
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
             self.rollouts,
@@ -133,6 +134,7 @@ class OnlineJob(Job):
         self.recorded = self._fresh_recorded = self._first_probe()
         fresh = self.publisher.calibrate(self.recorded)
         self.state.fresh_mismatch, self.state.fresh_doubt = fresh.mean, fresh.doubt
+        self.forget_load()
 
     def _go_on_with_the_living(self, commit: Path) -> None:
         """Workers of the driver before hold whatever it left them: the commit's weights are published to them. What was
@@ -141,7 +143,7 @@ class OnlineJob(Job):
         self.restore(commit)
         self._fresh_recorded = self.recorded
         self.publisher.recalibrate(Mismatch(self.state.fresh_mismatch, self.state.fresh_doubt))
-        self.elastic.load()  # what they did until now is no step's
+        self.forget_load()
         self.publish()
         learner = " and the learner" if self.learner.found else ""
         found = sum(state not in GONE for _, state, _ in self.rollouts.members())
@@ -169,7 +171,7 @@ class OnlineJob(Job):
     def rebuild(self, commit: Path | None) -> None:
         self.rollouts.forget()
         self.start_learner_again(commit)
-        self.elastic.load()  # what they did until now is no step's
+        self.forget_load()
         if commit is not None:
             self._resume(commit)
             return
@@ -179,6 +181,10 @@ class OnlineJob(Job):
 
     def start_learner_again(self, commit: Path | None) -> None:
         self.learner.start_again(self.config.ray.start_timeout_s)
+
+    def forget_load(self) -> None:
+        """What the workers did until now is no step's."""
+        self.elastic.load()
 
     def finish_step(self, step: int) -> None:
         load = self.elastic.load()
@@ -223,15 +229,7 @@ class OnlineJob(Job):
     def publish(self) -> None:
         published = self.publisher.publish(self.recorded)
         self.role("rollout", "sync", published.seconds)
-        if published.mismatch is not None:
-            self.note({"sync/mismatch": published.mismatch})
-        self.note(
-            {
-                "sync/bytes": published.bytes,
-                "throughput/sync_bytes_per_s": published.bytes * published.engines / published.load_seconds,
-                "throughput/copy_bytes_per_s": self._copy_rate,
-            }
-        )
+        self.note({**published.metrics(), "throughput/copy_bytes_per_s": self._copy_rate})
 
     def record(self, step: int) -> None:
         """Write the samples picked for showing."""
@@ -247,23 +245,19 @@ class OnlineJob(Job):
             return
         self.console.phase("evaluating")
         self.heard("evaluating")
-        sampling = resolve.evaluation_settings(self.config)
-        found = heldout_scores(self.rollouts, self.scorers, self.heldout, sampling, self.publisher.version.number)
+        how = (resolve.evaluation_settings(self.config), self.publisher.version.number)
+        found, failed = heldout_scores(self.rollouts, self.scorers, self.heldout, *how)
+        self.forget_load()
+        if failed:
+            self.tell("reward", failed, step)
+            self.note({"eval/failed": np.isnan(found["reward"]).sum()})
         if self.note_evaluation(step, found) and step > 0 and self.config.checkpoint.export:
             self.export(step)
 
     def export(self, step: int) -> Path:
         """The tuned policy as a Hugging Face directory; the path."""
         target = self.directory.policy(step)
-        facts = {
-            "run": self.config.name,
-            "model": self.config.model.path,
-            "method": self.config.algorithm.name,
-            "step": step,
-            "digest": self.publisher.version.digest,
-            "evaluation": self.evaluation_table(),
-        }
-        self.learner.export(str(target), str(self.model_path), facts)
+        self.learner.export(str(target), str(self.model_path), self.export_facts(step, self.publisher.version.digest))
         self.events.write("export", f"wrote {target.name}", step)
         return target
 

@@ -55,7 +55,7 @@ class OnlinePairsJob(OnlineJob):
         result = self.learner.update_policy(columns, self.rows_to_show(len(self._rows)))
         self.role("learner", "update_policy", result.seconds)
         self.note(result.metrics)
-        self.check_update(columns.step, result, columns)
+        self.check_update(columns.step, columns, result)
         self.ledger.trained(self.scoring.kept, columns.step)
         # A pair's row in its own batch is another one in the step's, which the scores go by.
         self.details = tuple(replace(detail, row=self._rows[detail.row]) for detail in result.details)

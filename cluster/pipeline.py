@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.config import Config, Pipeline, Stage
 from cluster.config.pipeline import REFERENCE, with_models
 from cluster.driver import Outcome, run
-from cluster.errors import RunFailed, UserError
+from cluster.errors import RunFailed, StepLost, UserError
 from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
 from cluster.run.report.pipeline import write_pipeline_report
@@ -66,6 +66,8 @@ def _train(stage: Stage, where: RunDirectory, config: Config, train: RunStage, a
     began = where.config_file.is_file()
     try:
         return train(config, RunDirectory.attach(where.root) if began else RunDirectory.create(where.root), began)
+    except StepLost as error:  # who runs this process starts it again
+        raise StepLost(f"stage {stage.name}: {error}") from error
     except RunFailed as error:
         raise RunFailed(f"stage {stage.name}: {error}") from error
     except UserError as error:

@@ -29,6 +29,7 @@ class PolicyGradientJob(OnlineJob):
     def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
         self.method = resolve.resolve_method(self.config)
         self.state.kl_coef = self.method.preset.kl_coef
+        self._critic_update: UpdateResult | None = None
         super().begin(inputs, tokenizer, commit)
 
     def batch(self) -> StepBatch:
@@ -72,7 +73,7 @@ class PolicyGradientJob(OnlineJob):
     def update_critic(self, columns: StepColumns) -> None:
         if self.config.critic is None:
             return
-        result = self.learner.update_critic(columns)
+        result = self._critic_update = self.learner.update_critic(columns)
         self.role("learner", "update_critic", result.seconds)
         self.note(result.metrics)
 
@@ -82,7 +83,7 @@ class PolicyGradientJob(OnlineJob):
         result = self.learner.update_policy(columns, self.rows_to_show(rows))
         self.role("learner", "update_policy", result.seconds)
         self.note(result.metrics)
-        self.check_update(columns.step, result, columns)
+        self.check_update(columns.step, columns, result, self._critic_update)
         self._next_kl(result, rows)
         self.ledger.trained(self.scoring.kept, columns.step)
         self.details = result.details
@@ -90,8 +91,10 @@ class PolicyGradientJob(OnlineJob):
     def _next_kl(self, result: UpdateResult, samples: int) -> None:
         self.note({"kl/coef": self.state.kl_coef})
         kl = self.config.algorithm.kl
-        if kl.target is not None and "kl/ref_sequence" in result.metrics:
+        # Neither is measured in a step that was skipped.
+        by_token, by_sequence = (result.metrics.get(name, math.nan) for name in ("kl/ref", "kl/ref_sequence"))
+        if kl.target is not None and math.isfinite(by_sequence):
             controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
-            self.state.kl_coef = controller.update(result.metrics["kl/ref_sequence"], samples).coef
-        if math.isfinite(kl_ref := result.metrics.get("kl/ref", math.nan)):  # not measured in a step that was skipped
-            self.state.kl_ref = kl_ref
+            self.state.kl_coef = controller.update(by_sequence, samples).coef
+        if math.isfinite(by_token):
+            self.state.kl_ref = by_token

@@ -39,6 +39,13 @@ class Published:
     engines: int
     mismatch: float | None
 
+    def metrics(self) -> dict[str, float]:
+        found = {
+            "sync/bytes": float(self.bytes),
+            "throughput/sync_bytes_per_s": self.bytes * self.engines / self.load_seconds,
+        }
+        return found if self.mismatch is None else {**found, "sync/mismatch": self.mismatch}
+
 
 class Publisher:
     """Version numbers only grow. The last version's buckets stay in the object store until the next is admitted, and

@@ -120,5 +120,5 @@ class Scoring:
         if job.state.failures > limit:
             raise RunFailed(
                 f"{job.state.failures} samples have no score, more than reward.max_failures ({limit}); the last "
-                f"reason: {reason}"
+                f"reason: {reason}; mend the reward and resume with a higher reward.max_failures"
             )

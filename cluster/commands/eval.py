@@ -101,6 +101,9 @@ def _show(metric: str, found: dict[str, Answers]) -> None:
     if len(found) == 2:
         (name, before), (other, after) = ((model, answers.scores[metric]) for model, answers in found.items())
         gain = difference_interval(after.tolist(), before.tolist())
+        if gain is None:
+            console.print(f"{metric}: no held-out row has a score of both models, so there is no difference to tell")
+            return
         settled = "" if gain.low > 0 or gain.high < 0 else " (not settled: the interval holds zero)"
         console.print(
             f"{metric}: {other} - {name} = {gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), paired{settled}"

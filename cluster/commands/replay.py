@@ -43,7 +43,8 @@ def replay_lines(run_dir: str, step: int) -> list[str]:
     weights = _weights_before(run, step) or None
     found = _replayed(config, weights, load_inputs(file))
     where = f"of {weights.name}" if weights else "that the run began with"
-    return [f"step {step} of {run}, with the weights {where} (the step's own are not kept)", *_lines(found)]
+    critic = ["  (the policy's step; the critic's is not repeated)"] if config.critic is not None else []
+    return [f"step {step} of {run}, with the weights {where} (the step's own are not kept)", *critic, *_lines(found)]
 
 
 def _weights_before(run: RunDirectory, step: int) -> Path | None:

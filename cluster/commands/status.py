@@ -60,7 +60,7 @@ def status(
 
 def run_lines(run_dir: str) -> list[str]:
     """The run's progress and its latest metrics; of a pipeline each stage's. UserError where no run stands."""
-    from cluster.run.directory import RunDirectory
+    from cluster.run.directory import RunDirectory, read_json_lines
     from cluster.run.metrics import read_metrics
     from cluster.run.stages import PipelineDirectory
 
@@ -68,10 +68,12 @@ def run_lines(run_dir: str) -> list[str]:
         return _stage_lines(pipeline)
     run = RunDirectory.attach(run_dir)
     at = progress(read_metrics(run.metrics_file), int(run.read_config()["steps"]))
+    ends = (row["text"] for row in read_json_lines(run.events_file) if row["kind"] == "end" and row["step"] == at.step)
+    ended = next(ends, None)  # before its last step too: a resume with other bounds goes on
     left = "" if at.seconds_left is None else f", about {duration(at.seconds_left)} left"
     width = max((len(name) for name in at.latest), default=0)
     return [
-        f"{run}: step {at.step} of {at.steps}{left}",
+        f"{run}: step {at.step} of {at.steps}{f', {ended}' if ended else left}",
         *_worker_lines(run),
         *(f"  {name:<{width}}  {number(value)}" for name, value in at.latest.items()),
     ]

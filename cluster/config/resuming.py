@@ -11,7 +11,9 @@ from typing import Any
 
 FREE_IN_A_STAGE = (
     "steps",
-    "evaluation",
+    "evaluation.every_steps",
+    "evaluation.patience",
+    "evaluation.kl_bound",
     "checkpoint",
     "ray",
     "tracking",
@@ -23,10 +25,13 @@ FREE_IN_A_STAGE = (
     "learner.zero",
     "learner.threads",
     "learner.update_timeout_s",
+    "learner.max_nonfinite_steps",
+    "reward.max_failures",
     "critic.zero",
 )
 """Dotted keys, each with all below it, that a resume may change of a run or of a pipeline's unfinished stage: when it
-ends, what is kept and told, where it runs and how it is cut. The rest decides what the numbers are."""
+ends, what is kept and told, where it runs, how it is cut and how much may fail. The rest decides what the numbers are,
+or, as the held-out prompts and how they are answered, what they are compared with."""
 FREE_TO_CHANGE = (*FREE_IN_A_STAGE, "name")
 """Of a run of its own, which may be called otherwise too."""
 FREE_WHEN_DONE = ("ray", "tracking", "weights", "recovery")

@@ -131,6 +131,13 @@ def _kl(config: Config) -> Iterator[Problem]:
                     f"algorithm.kl.{key}",
                     f"there is no KL for it to act on, got {getattr(kl, key)}; set algorithm.kl.place or remove it",
                 )
+    elif preset.kl_place == "loss" and kl.target is not None:
+        own = "" if kl.place == "loss" else f" ({config.algorithm.name}'s own place)"
+        yield Problem(
+            "algorithm.kl.target",
+            f"the adaptive controller moves the coefficient of a KL in the reward, not in the loss{own}, got "
+            f"{kl.target:g}; set algorithm.kl.place to reward where the method takes it, or remove it",
+        )
     elif preset.kl_coef == 0.0 and config.evaluation.kl_bound is None:
         yield Problem(
             "algorithm.kl.coef",

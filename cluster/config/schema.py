@@ -207,10 +207,12 @@ class Checkpoint(Section):
     every_steps: Count = 10
     keep_last: Count = 2
     keep_best: bool = True
+    """The checkpoint of the best evaluation too, whatever its age."""
     asynchronous: bool | None = None
     """Copy the learner's state and write it while training goes on; default: on GPUs, whose hosts have the memory."""
     export: bool = True
-    """Write the tuned policy as a Hugging Face directory at the end."""
+    """Write the tuned policy as a Hugging Face directory at the end, and at every evaluation that is the best so far;
+    those that were the best before are removed."""
 
 
 class RaySection(Section):

@@ -10,6 +10,7 @@ asynchronous runs (length_bias.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -45,7 +46,8 @@ class Alarms:
 
     def hear(self, row: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         """(sign, sentence) of every sign that began or ended with this row."""
-        for name in {name for name in WATCHED & row.keys() if row[name] is not None}:
+        # A step that was skipped has numbers that are none: null in the file, not finite in the running job.
+        for name in {name for name in WATCHED & row.keys() if row[name] is not None and math.isfinite(row[name])}:
             first, last = self._first.setdefault(name, []), self._last.setdefault(name, [])
             if len(first) < WINDOW:
                 first.append(float(row[name]))

@@ -40,7 +40,7 @@ def commit(directory: Path, step: int, stage: Path, synced: Mapping[str, Mapping
         fsync(folder)
     target = directory / f"step-{step}"
     if target.exists():  # an earlier attempt at the same step, whose history was cut back
-        _remove(target)
+        remove(target)
     os.replace(stage, target)
     fsync(directory)
 
@@ -113,11 +113,12 @@ def prune(directory: Path, keep_last: int, keep: set[int]) -> None:
     have = steps(directory)
     for step in have[: max(0, len(have) - keep_last)]:
         if step not in keep:
-            _remove(directory / f"step-{step}")
+            remove(directory / f"step-{step}")
 
 
-def _remove(checkpoint: Path) -> None:
-    """Under another name first: one that is half removed claims nothing, and `clear_stages` finds it."""
+def remove(checkpoint: Path) -> None:
+    """A checkpoint, or an export. Under another name first: one that is half removed claims nothing, and `clear_stages`
+    finds it."""
     aside = checkpoint.with_name(f".{checkpoint.name}.old.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(checkpoint, aside)

@@ -1,4 +1,5 @@
-"""Which exported policy of a run, or of a pipeline, is meant. Left out: how one is written (learners/export.py)."""
+"""Which exported policy of a run, or of a pipeline, is meant, and which are kept. Left out: how one is written
+(learners/export.py)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import json
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.run import checkpoint
 from cluster.run.directory import RunDirectory
 from cluster.run.stages import PipelineDirectory
+from cluster.run.state import DriverState
 
 
 def policy_steps(run: RunDirectory) -> list[int]:
@@ -22,6 +25,16 @@ def latest_policy(run: RunDirectory) -> Path:
     if not steps:
         raise UserError(f"{run} has no exported policy yet; let it reach an evaluation or its end")
     return run.policy(steps[-1])
+
+
+def prune_policies(run: RunDirectory) -> None:
+    """Remove exports up to the last commit that were the best once: no checkpoint that is kept knows them as its best
+    any more, and nothing that goes back to one will ask for them."""
+    commits = checkpoint.steps(run.checkpoints)
+    best = {DriverState.load(run.checkpoint(step)).best_step for step in commits}
+    for step in policy_steps(run):
+        if step < commits[-1] and step not in best:
+            checkpoint.remove(run.policy(step))
 
 
 def last_stage_policy(pipeline: PipelineDirectory) -> Path:

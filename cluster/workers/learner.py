@@ -34,6 +34,9 @@ class LearnerGroup:
     """The ranks of one learner group; every call goes to all of them, in the same order. found: whether they are those
     that an earlier driver left, loaded, on whatever weights it left them."""
 
+    heard: Callable[[str], None] = staticmethod(lambda what: None)
+    """Hears of every wait of a step as it begins: each has a deadline of its own."""
+
     def __init__(self, role: RolePlan, spec: LearnerSpec, timeout_s: float) -> None:
         self._role, self._spec = role, spec
         self._timeout_s = timeout_s
@@ -177,7 +180,8 @@ class LearnerGroup:
 
     def saved(self, directory: str) -> dict[str, Any] | None:
         """Size and hash of what `save` was for, by path in `directory`; None while it is being written."""
-        found = self._get([r.saved.remote(directory) for r in self._ranks], self._timeout_s, "writing a checkpoint")
+        asked = [r.saved.remote(directory) for r in self._ranks]
+        found = self._get(asked, self._timeout_s, "writing a checkpoint", beside=True)
         if None in found:
             return None
         return {path: facts for files in found for path, facts in files.items()}
@@ -192,8 +196,11 @@ class LearnerGroup:
     def close(self) -> None:
         stop(self._ranks)
 
-    def _get(self, refs: Any, timeout_s: float, what: str) -> Any:
-        """As `get`; LearnerLost when a rank died or is stuck."""
+    def _get(self, refs: Any, timeout_s: float, what: str, beside: bool = False) -> Any:
+        """As `get`; LearnerLost when a rank died or is stuck. beside: asked beside the steps, of which it tells
+        nothing."""
+        if not beside:
+            self.heard(what)
         try:
             return get(refs, timeout_s, what)
         except NoAnswer as error:

@@ -42,6 +42,8 @@ class ScorerPool:
         again = {"max_restarts": failures, "max_task_retries": failures}
         found = living("scorer")  # of an earlier driver; to score leaves no trace in them
         names = [f"scorer-{i}" for i in range(role.count)]
+        self.heard: Callable[[str], None] = lambda what: None
+        """Hears of every wait as it begins: each has a deadline of its own."""
         self._actors = [found.get(n) or actor.options(**options(role, n), **again).remote(spec) for n in names]
         self._timeout_s = timeout_s
         self._failures = failures
@@ -67,6 +69,7 @@ class ScorerPool:
         """Their values. RunFailed when a scorer fails more often than it may."""
         refs = list(refs)
         for tries in range(self._failures + 1):
+            self.heard("scoring")
             if not (late := self._late(refs)):
                 break
             if tries == self._failures:

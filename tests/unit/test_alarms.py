@@ -65,3 +65,10 @@ def test_a_run_that_goes_on_knows_its_first_steps_and_tells_nothing_again():
     assert list(alarms.hear(HEALTHY | HACKED)) == [], "told before it was interrupted"
     assert [t for _ in range(WINDOW) for _, t in alarms.hear(HEALTHY)] == ["reward hacking: no longer so"]
     assert list(Alarms([*rows, HEALTHY | {"kl/ref": None}]).hear(HEALTHY | HACKED)) == [], "one was not finite"
+
+
+@pytest.mark.parametrize("at", [WINDOW // 2, 2 * WINDOW])
+def test_a_step_without_finite_numbers_is_a_sign_of_nothing(at):
+    nothing = dict.fromkeys(HEALTHY, float("nan"))
+    assert said(({}, at), (nothing, 1), ({}, 2 * WINDOW)) == []
+    assert len(said(({}, at), (nothing, 1), ({}, 2 * WINDOW), (HACKED, WINDOW))) == 1, "and hides none"

@@ -12,6 +12,7 @@ from cluster.recovery import last_commit
 from cluster.run import checkpoint
 from cluster.run.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
 from cluster.run.directory import RunDirectory
+from cluster.run.policies import policy_steps, prune_policies
 from cluster.run.state import DriverState
 
 
@@ -125,6 +126,20 @@ def test_what_killed_drivers_half_wrote_and_half_removed_is_gone_when_their_run_
     (run.policies / "step-3").mkdir()
     assert last_commit(run) == (made, [])
     assert os.listdir(run.checkpoints) == os.listdir(run.policies) == ["step-3"]
+
+
+def test_exports_that_no_kept_checkpoint_knows_as_its_best_go_with_a_commit(tmp_path):
+    run = RunDirectory.create(tmp_path)
+    for step, best in ((4, 2), (8, 6)):
+        stage = open_stage(run.checkpoints, step)
+        DriverState(step=step, best_step=best).save(stage)
+        commit(run.checkpoints, step, stage)
+    for step in (2, 3, 5, 6, 7, 8, 9):
+        run.policy(step).mkdir()
+        (run.policy(step) / "config.json").touch()
+    prune_policies(run)
+    assert policy_steps(run) == [2, 6, 8, 9], "a resume may go back to step 4; 9 is of no commit yet"
+    assert len(os.listdir(run.policies)) == 4
 
 
 def test_a_folder_that_is_not_there_holds_no_checkpoints(tmp_path):

@@ -1,10 +1,14 @@
 """Intervals against published values and by hand."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from actors.types import ScoreBatch
 from cluster.errors import RunFailed
+from cluster.evaluation import heldout_scores
 from cluster.run.evaluation import calibration_error, difference_interval, followed, mean_interval
 
 NAN = math.nan
@@ -55,8 +59,7 @@ def test_a_pair_lacking_a_score_is_out_on_both_sides():
     assert difference_interval([1.0, NAN, 0.0, 5.0], [0.0, 1.0, 0.0, NAN]) == difference_interval(
         [1.0, 0.0], [0.0, 0.0]
     )
-    with pytest.raises(ValueError, match="both before and after"):
-        difference_interval([1.0, NAN], [NAN, 0.0])
+    assert difference_interval([1.0, NAN], [NAN, 0.0]) is None
     with pytest.raises(ValueError):
         difference_interval([1.0], [0.0, 0.0])
 
@@ -78,3 +81,27 @@ def test_calibration_compares_confidence_with_the_share_of_right_verdicts():
 
 def test_a_preference_that_nothing_decides_is_half_followed():
     assert followed([0.1, -0.1, 0.0]) == [1.0, 0.0, 0.5]
+
+
+class Answered:
+    """A pool and scorers that answer at once: two groups, the second first; a score and a part are missing."""
+
+    def generate(self, prompts, sampling, version):
+        return SimpleNamespace(groups=[7, 5])
+
+    def score(self, samples):
+        return [("scores", "stats")]
+
+    def wait(self, refs):
+        return [ScoreBatch(np.array([1.0, NAN]), {"kind": np.array([NAN, NAN])}, {1: "out of time"})]
+
+
+def test_heldout_prompts_without_a_score_are_told_with_the_first_reason():
+    found, failed = heldout_scores(Answered(), Answered(), [None, None], None, 3)
+    assert np.array_equal(found["reward"], [NAN, 1.0], equal_nan=True), "in the prompts' order"
+    assert failed == "of 2 held-out prompts 1 have no reward, 2 have no kind; the first: out of time"
+
+
+def test_heldout_prompts_that_all_have_one_are_not_told(monkeypatch):
+    monkeypatch.setattr(Answered, "wait", lambda self, refs: [ScoreBatch(np.zeros(2), {})])
+    assert heldout_scores(Answered(), Answered(), [None, None], None, 3)[1] is None

@@ -307,6 +307,12 @@ def test_run_directory_is_described_by_its_files(tmp_path: Path) -> None:
     lines = run_lines(str(tmp_path))
     assert lines[0] == f"{tmp_path}: step 10 of 40, about 3 min 00 s left"
     assert [line.split() for line in lines[1:]] == [["reward/mean", "0.25"], ["time/step_s", "6"]]
+    end = '{"time": 2.0, "step": 10, "kind": "end", "text": "no better evaluation in 3"}\n'
+    (tmp_path / "events.jsonl").write_text(end)
+    assert run_lines(str(tmp_path))[0] == f"{tmp_path}: step 10 of 40, no better evaluation in 3"
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "time": 3.0, "time/step_s": 6.0}\n')
+    assert run_lines(str(tmp_path))[0] == f"{tmp_path}: step 11 of 40, about 2 min 54 s left", "it was resumed"
     with pytest.raises(UserError, match="holds no run"):
         run_lines(str(tmp_path / "empty"))
 

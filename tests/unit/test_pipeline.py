@@ -8,7 +8,7 @@ import pytest
 from cluster.commands.eval import evaluate
 from cluster.commands.status import run_lines
 from cluster.driver import Outcome
-from cluster.errors import RunFailed, UserError
+from cluster.errors import LearnerLost, RunFailed, StepLost, UserError
 from cluster.pipeline import run_pipeline
 from cluster.run.policies import exported_policy
 from cluster.run.stages import PipelineDirectory
@@ -86,6 +86,8 @@ def test_a_failed_stage_leaves_a_record_of_those_before_and_says_how_to_go_on(di
     assert [row["stage"] for row in record(directory)] == ["sft"]
     with pytest.raises(UserError, match=f"^stage judge: bad rows\nonce that is mended: {AGAIN}$"):
         go(directory, Runs("rlhf.judge", UserError("bad rows")))
+    with pytest.raises(StepLost, match=r"^stage judge: rank 1 died$"):  # who runs the driver starts it again
+        go(directory, Runs("rlhf.judge", LearnerLost("rank 1 died")))
     with pytest.raises(KeyError) as raised:
         go(directory, Runs("rlhf.judge", KeyError("a bug")))
     assert raised.value.__notes__ == [f"stage judge of the pipeline failed; resume with: {AGAIN}"]

@@ -22,6 +22,7 @@ def changed(*overrides: str, text: str = PPO) -> list[str]:
     [
         ("steps=7", "checkpoint.every_steps=3", "recovery.silence_s=9"),
         ("learner.ranks=3",),
+        ("learner.max_nonfinite_steps=9", "reward.max_failures=99"),
         ("learner.zero.stage=3", "learner.zero.offload_parameters=cpu", "critic.zero.stage=2"),
         ("learner.backend=torch", "learner.threads=2", "learner.gpus_per_rank=0.1", "learner.update_timeout_s=60"),
     ],
@@ -45,6 +46,16 @@ def test_a_resume_may_move_the_end_and_cut_the_learner_otherwise(overrides):
 )
 def test_what_decides_the_numbers_is_named_by_its_dotted_key(overrides, named):
     assert changed(*overrides) == named
+
+
+def test_when_to_evaluate_may_change_and_by_what_to_compare_may_not():
+    """Scores before training are of these prompts, answered so, and the best until now is the best by this metric."""
+    saved = config(PPO).model_dump(mode="json")
+    when = {"every_steps": 3, "patience": 2, "kl_bound": 1.0}
+    what = {"temperature": 1.0, "max_tokens": 9, "metric": "correct", "prompts": 4}
+    given = saved | {"evaluation": when | what}
+    assert given["evaluation"].keys() == saved["evaluation"].keys()
+    assert changed_keys(saved, given, FREE_TO_CHANGE) == [f"evaluation.{key}" for key in what]
 
 
 def test_a_section_that_comes_or_goes_is_named_whole_and_a_missing_key_is_a_null_one():

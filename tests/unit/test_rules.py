@@ -156,6 +156,12 @@ def test_advantages(text, overrides, expected):
         ),
         (
             GRPO,
+            ["algorithm.kl={place: loss, coef: 0.1, target: 6}"],
+            "algorithm.kl.target: the adaptive controller moves the coefficient of a KL in the reward, not in the "
+            "loss, got 6; set algorithm.kl.place to reward where the method takes it, or remove it",
+        ),
+        (
+            GRPO,
             ["evaluation.kl_bound=0.2"],
             "evaluation.kl_bound: there is no reference to measure kl/ref against, got 0.2; set algorithm.kl.place or "
             "remove it",

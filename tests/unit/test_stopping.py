@@ -1,7 +1,8 @@
-"""When a run ends before its last step, and what becomes of what it could not send."""
+"""When a run ends before its last step, what skipped steps do, and what becomes of what could not be sent."""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from cluster.driver import _send
 from cluster.errors import LearnerLost, RunFailed
 from cluster.job import Job
+from cluster.policy_gradient import PolicyGradientJob
 from cluster.run.state import DriverState
+from learners.method import UpdateResult
 from tests.fixtures.configs import PPO, config
 
 PATIENT = ("data.heldout=8", "evaluation.every_steps=2", "evaluation.patience=3")
@@ -69,3 +72,60 @@ def test_a_driver_that_is_started_again_leaves_sending_to_the_next():
             raise LearnerLost("rank 1 died")
         finally:
             _send(Unreachable(), "again")
+
+
+def update(skipped: int, of: int = 2, **metrics: float) -> UpdateResult:
+    return UpdateResult(metrics, applied=skipped < of, skipped=skipped, seconds=1.0)
+
+
+class Stepping:
+    """What `Job.check_update` and `_next_kl` touch."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.config = config(PPO, *overrides)
+        self.state = DriverState(kl_coef=0.1)
+        self.told: list[str] = []
+        self.noted: dict[str, float] = {}
+        self.dumped: list[str] = []
+        self.note = self.noted.update
+        self.events = SimpleNamespace(write=lambda kind, text, step: self.told.append(text))
+        self.learner = SimpleNamespace(dump=lambda columns, path: self.dumped.append(path))
+        self.directory = SimpleNamespace(skipped_batch=lambda step: f"batch-{step}")
+
+    def __call__(self, step: int, policy: UpdateResult, critic: UpdateResult | None = None) -> None:
+        Job.check_update(self, step, None, policy, critic)
+
+
+def test_a_critic_that_learns_nothing_is_told_saved_and_stopped_like_a_policy():
+    job = Stepping("learner.max_nonfinite_steps=2")
+    job(1, update(0), update(0))
+    job(2, update(1), update(2))
+    assert job.state.nonfinite_in_a_row == 1 and job.dumped == ["batch-2"]
+    assert job.told[0].startswith("1 optimiser steps and 2 optimiser steps of the critic skipped: loss or gradient not")
+    job(3, update(0), update(1))
+    assert job.state.nonfinite_in_a_row == 0, "one of two was applied"
+    job(4, update(0), update(2))
+    with pytest.raises(RunFailed, match=r"not finite in 2 steps in a row; .* resume with a higher learner.max_nonfini"):
+        job(5, update(0), update(2))
+    assert job.told[-1].startswith("2 optimiser steps of the critic skipped") and len(job.dumped) == 4
+
+
+def test_a_step_without_a_finite_kl_moves_no_coefficient():
+    job = Stepping("algorithm.kl={target: 6.0, horizon: 100}")
+    PolicyGradientJob._next_kl(job, update(2, **{"kl/ref": math.nan, "kl/ref_sequence": math.nan}), 10)
+    assert (job.state.kl_coef, job.state.kl_ref) == (0.1, 0.0) and job.noted == {"kl/coef": 0.1}
+    PolicyGradientJob._next_kl(job, update(0, **{"kl/ref": 0.5, "kl/ref_sequence": 12.0}), 10)
+    assert (job.state.kl_coef, job.state.kl_ref) == (pytest.approx(0.1 * 1.02), 0.5)
+
+
+@pytest.mark.parametrize(("metric", "ends"), [("reward", False), ("correct", True)])
+def test_a_part_that_failed_on_all_heldout_prompts_ends_a_run_only_if_it_decides(metric, ends):
+    job = Stepping()
+    job.evaluation_metric = metric
+    scores = {"reward": [1.0, math.nan], "correct": [math.nan, math.nan]}
+    if ends:
+        with pytest.raises(RunFailed, match="no held-out prompt has a score"):
+            Job.note_evaluation(job, 2, scores)
+    else:
+        assert Job.note_evaluation(job, 2, scores) and job.state.best_value == 1.0
+        assert not any("correct" in name for name in job.noted)

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from cluster.roles import stacks
 from cluster.run.watchdog import Watchdog
+from cluster.workers import LearnerGroup, ScorerPool, learner, scorer
 
 
 def test_it_calls_once_a_run_has_not_moved_for_longer_than_its_deadline():
@@ -33,6 +35,26 @@ def test_it_watches_only_while_the_run_goes_on():
             time.sleep(0.02)
     time.sleep(0.1)
     assert calls == []
+
+
+def test_it_hears_of_every_wait_of_a_step_as_it_begins_and_of_none_beside_the_steps(monkeypatch):
+    """Several waits make a phase, each with its own deadline; checkpoints are written while a step may be stuck."""
+    heard: list[str] = []
+    monkeypatch.setattr(learner, "get", lambda refs, timeout_s, what: [{}])
+    rank = SimpleNamespace(saved=SimpleNamespace(remote=lambda directory: None))
+    group = LearnerGroup.__new__(LearnerGroup)
+    group._ranks, group._timeout_s, group.heard = [rank], 1.0, heard.append
+    group.wait([None], "computing old")
+    group.saved("stage")
+    assert heard == ["computing old"]
+    monkeypatch.setattr(scorer, "get", lambda refs, timeout_s, what: refs)
+    late = [["ref"], []]
+    pool = ScorerPool.__new__(ScorerPool)
+    pool._failures, pool._timeout_s, pool._busy, pool.heard = 1, 1.0, {"ref": 0}, heard.append
+    monkeypatch.setattr(scorer, "_task", lambda ref: ref)
+    monkeypatch.setattr(pool, "_late", lambda refs: late.pop(0))
+    monkeypatch.setattr(pool, "_end", lambda scorer: None)
+    assert pool.wait(["ref"]) == ["ref"] and heard[1:] == ["scoring", "scoring"], "once more for a second try"
 
 
 STUCK = """

@@ -97,7 +97,8 @@ def paired_gains(run: RunDirectory, rows: Sequence[Row]) -> dict[str, Interval]:
         return {}
     state = DriverState.load(Path(run.checkpoint(steps[-1])))
     both = [name for name in state.scores if name in state.baseline]
-    return {name: difference_interval(state.scores[name], state.baseline[name]) for name in both}
+    gains = {name: difference_interval(state.scores[name], state.baseline[name]) for name in both}
+    return {name: gain for name, gain in gains.items() if gain is not None}
 
 
 def _parts(config: Mapping[str, Any], results: Sequence[data.Result]) -> list[Part]:
