@@ -84,7 +84,7 @@ def asynchronous(staleness: int) -> tuple[float, float]:
     for step in range(STEPS + fill):
         if step == fill:
             began, waited = time.monotonic(), 0.0
-        stream.admit(version=step, admitted=admitted[0], dropped=0, steps=STEPS + fill + staleness)
+        stream.admit(version=step, in_flight=admitted[0] - step * BATCH, flat=0, steps=STEPS + fill + staleness)
         asked = time.monotonic()
         stream.take(step, BATCH)
         waited += time.monotonic() - asked

@@ -37,14 +37,24 @@ class Elastic:
         """Add or let go workers as the step's load suggests, where the run scales by itself."""
         if self._autoscaler is None:
             return
-        decision = self._autoscaler.decide(StepLoad(load.workers, load.seconds.generate, learner_s, step_s))
-        if decision is None or decision.workers == len(self._pool):
+        here = len(self._pool)
+        decision = self._autoscaler.decide(StepLoad(here, load.seconds.generate, learner_s, step_s))
+        if decision is None:
             return
-        try:
-            said = self._pool.scale(decision.workers)
-        except UserError as error:  # fault boundary: the cluster has no room, the run goes on as it is
-            said = str(error)
-        self._events.write("autoscale", f"{said}: {decision.reason}", step, rollout=decision.workers)
+        said = self._scale_as_far_as_it_goes(here, decision.workers)
+        self._events.write("autoscale", f"{said}: {decision.reason}", step, rollout=len(self._pool))
+
+    def _scale_as_far_as_it_goes(self, here: int, wanted: int) -> str:
+        """Half of what was to come where the cluster has no room for all, and so on."""
+        refused = ""
+        while True:
+            try:
+                return self._pool.scale(wanted) + refused
+            except UserError as error:  # fault boundary: the cluster has no room, the run goes on with what there is
+                if wanted - here <= 1:
+                    return str(error)
+                refused = refused or f" ({wanted} were wanted: {error})"
+            wanted = here + (wanted - here) // 2
 
     def verbs(self) -> Mapping[str, Callable[..., str]]:
         return {"scale": self.scale, "workers": self.workers}

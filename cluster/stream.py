@@ -52,11 +52,14 @@ class Stream:
         """Prompts that are being generated, or wait for a worker."""
         return self._backlog.open
 
-    def admit(self, *, version: int, admitted: int, dropped: int, steps: int) -> None:
+    def admit(self, *, version: int, in_flight: int, flat: int, steps: int) -> None:
         """Send as many prompts to the pool as their samples can still be in time, and none that a run of so many steps
-        has no step left for."""
-        room = self._rule.room(version=version, admitted=admitted, dropped=dropped)
-        room = min(room, steps * self._rule.batch - (admitted - dropped))
+        has no step left for. in_flight: prompts that no step has trained or dropped yet, those in the running step's
+        batch too, of which `flat` are to be replaced. A step has used the places of its batch, whether it trained them
+        all or not: a prompt that it took and dropped has no other in its stead."""
+        admitted = version * self._rule.batch + in_flight
+        room = self._rule.room(version=version, admitted=admitted, dropped=flat)
+        room = min(room, steps * self._rule.batch - (admitted - flat))
         if room > 0:
             self.send(version, self._next_prompts(version, room))
 

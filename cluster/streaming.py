@@ -36,6 +36,7 @@ class StreamingJob(PolicyGradientJob):
     """Workers and verbs of one run whose samples may be some versions old."""
 
     def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
+        self._generated: dict[str, float] = {}
         super().begin(inputs, tokenizer, commit)
         self.max_staleness = resolve.max_staleness(self.config)
         self._open_stream()
@@ -57,7 +58,7 @@ class StreamingJob(PolicyGradientJob):
         if commit is None or kind != "asynchronous" or self.publisher.broken_off:
             super().start_learner_again(commit)
             return
-        self.elastic.load()  # what they did until now is no step's
+        self.forget_load()
         self.ledger.restore(commit / "ledger.sqlite")
         self._open_stream()
         in_time = self.max_staleness * self.config.rollout.prompts_per_step
@@ -84,19 +85,22 @@ class StreamingJob(PolicyGradientJob):
             recorded=config.weights.probe_samples,
             timeout_s=config.rollout.timeout_s,
         )
-        self._generated: dict[str, float] = {}
         self._biased = False
+        self.forget_load()
+
+    def forget_load(self) -> None:
+        super().forget_load()
+        self._generated |= self._generating()  # one that rests meanwhile comes back
+
+    def _generating(self) -> dict[str, float]:
+        """Seconds that each worker has spent generating since it began."""
+        return {name: pulse.seconds.generate for name, pulse in self.rollouts.pulses().items()}
 
     def run_ahead(self, flat: int = 0) -> None:
         """Admit what the bound allows, as far as the run has steps left. flat: groups of the running step that will be
         dropped, which others replace."""
-        counts = self.ledger.counts()
-        self._stream.admit(
-            version=self.state.step,
-            admitted=counts.admitted,
-            dropped=counts.dropped + flat,
-            steps=self.config.steps,
-        )
+        in_flight = self.ledger.counts().in_flight
+        self._stream.admit(version=self.state.step, in_flight=in_flight, flat=flat, steps=self.config.steps)
 
     def take(self, batch: StepBatch) -> Wave:
         """The oldest samples of as many prompts as the batch lacks, none too old."""
@@ -105,9 +109,9 @@ class StreamingJob(PolicyGradientJob):
         taken = self._stream.take(self.state.step, batch.lacking)
         samples = samples_of(taken)
         self.recorded = self._recorded_of(taken)
-        generated = {name: pulse.seconds.generate for name, pulse in self.rollouts.pulses().items()}
+        generated = self._generating()
         spent = [seconds - self._generated.get(name, 0.0) for name, seconds in generated.items()]
-        self._generated |= generated  # one that rests meanwhile comes back
+        self._generated |= generated
         return Wave(samples, None, sum(spent) / max(1, len(spent)))
 
     def _recorded_of(self, taken: Sequence[Finished]) -> Ref:
@@ -137,8 +141,7 @@ class StreamingJob(PolicyGradientJob):
             text = (
                 f"{bias}; raise rollout.schedule.max_staleness" if bias.alarm else "trained lengths are as made again"
             )
-            self.events.write("length_bias", text, step)
-            self.console.event(text)
+            self.tell("length_bias", text, step)
 
     def hold(self) -> None:
         """Stop what is being generated where it stands."""

@@ -7,12 +7,29 @@ shortest step marked. The driver's own dispatch and admission run against simula
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from cluster.errors import UserError
+
 SCHEDULES = {"synchronous": (0, False), "one_step_off": (1, True), "asynchronous": (2, False)}
 """(staleness, whether a publish waits for what is under way)."""
+
+
+def gpu_splits(gpus: int, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """(workers, ranks) that so many GPUs divide into: a worker takes as many as the run's did, a rank one. UserError
+    for none."""
+    worker, rank = config["rollout"]["tensor_parallel"], config["learner"]["gpus_per_rank"]
+    if 0 < rank < 1:
+        raise UserError(
+            f"a rank shares its GPU with a worker in this run (learner.gpus_per_rank {rank:g}), so there is nothing to "
+            "split; give --workers"
+        )
+    if gpus <= worker:
+        raise UserError(f"a worker takes {worker} and a rank 1 of the GPUs, got {gpus}; give more")
+    return [(n, gpus - n * worker) for n in range(1, (gpus - 1) // worker + 1)]
 
 
 def plan(
@@ -27,7 +44,6 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from cluster.errors import UserError
     from cluster.run.directory import RunDirectory
     from cluster.run.metrics import read_metrics
     from cluster.run.samples import read_samples
@@ -43,12 +59,12 @@ def plan(
         tried = [int(count) for count in workers.split(",")]
     except ValueError as error:
         raise UserError(f"--workers takes numbers with commas, got {workers!r}") from error
+    if min(tried) < 1:
+        raise UserError(f"--workers takes numbers of at least 1, got {workers}")
     if nodes is not None and gpus is not None:
         raise UserError(f"--nodes and --gpus both say how many GPUs there are, got {nodes} and {gpus}; give one")
     gpus = nodes * gpus_per_node if nodes is not None else gpus
-    if gpus == 1:
-        raise UserError("one GPU cannot be split; give --nodes or --gpus-per-node a larger number")
-    splits = [(n, measured.ranks) for n in tried] if gpus is None else [(n, gpus - n) for n in range(1, gpus)]
+    splits = [(n, measured.ranks) for n in tried] if gpus is None else gpu_splits(gpus, config)
     found = []
     for kind, (staleness, settle) in SCHEDULES.items():
         bound = max_staleness if kind == "asynchronous" else staleness

@@ -3,7 +3,11 @@
 In: counts. Out: a number of prompts, and which finished ones must be trained now. The capacity rule is AReaL's (Fu et
 al. 2025, eq. 3): with a batch of B prompts, versions counted from the first, and a bound of S versions,
 
-    admitted - dropped <= (version + S + 1) B.
+    admitted - dropped <= (version + S + 1) B,
+
+dropped being those that no step took. A step has used B places, whether it could train all that it took or not: with
+another in the place of one whose reward failed, (S + 1) B + 1 would be under way from then on, more than the coming
+steps can train in time.
 
 Step k (from 0) trains B prompts at version k. A prompt admitted at version v is among the first (v + S + 1) B, so it
 can be trained at step v + S or before: nothing is generated to be thrown away. That it is, the second rule sees to: a
@@ -28,7 +32,8 @@ class Admission:
     ahead: int | None = None
 
     def room(self, *, version: int, admitted: int, dropped: int) -> int:
-        """Prompts that may be admitted now. version: steps done. admitted, dropped: since the first step."""
+        """Prompts that may be admitted now. version: steps done. admitted, dropped: since the first step,
+        the dropped by none that took them."""
         ahead = self.max_staleness * self.batch if self.ahead is None else self.ahead
         return max(0, (version + 1) * self.batch + min(ahead, self.max_staleness * self.batch) - (admitted - dropped))
 

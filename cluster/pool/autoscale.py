@@ -38,8 +38,8 @@ class AutoscaleSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepLoad:
-    """A step in numbers. workers: that decoded, for `generate_s` seconds all together. learner_s: seconds in which the
-    learner was busy. step_s: wall time."""
+    """A step in numbers. workers: that there are, or are on their way: what a decision adds to. generate_s: seconds of
+    decoding, of all together. learner_s: seconds in which the learner was busy. step_s: wall time."""
 
     workers: int
     generate_s: float
@@ -71,7 +71,7 @@ class Autoscaler:
         if need > load.workers:
             idle = max(0.0, 1.0 - load.learner_s / load.step_s)
             return self._decided(
-                min(need, 2 * load.workers),
+                min(need, max(2 * load.workers, self._settings.min)),
                 f"the learner waited for {idle:.0%} of the step, the target is {self._settings.target_idle:.0%}: "
                 f"{load.generate_s:.1f} worker-seconds of decoding for {load.learner_s:.1f} s of learning",
             )

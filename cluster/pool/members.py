@@ -114,7 +114,7 @@ class Members:
 
     async def _take_over(self, member: Member) -> None:
         try:
-            await self._join(member)
+            await self._join(member, again=True)
         except RunFailed as error:  # fault boundary: it was told, and counts as one that was lost
             self._replace(str(error))
 
@@ -124,7 +124,8 @@ class Members:
         member = self.by_name[name] = Member(name, self._start(name), state, asked_at=time.monotonic())
         return member
 
-    async def _join(self, member: Member) -> None:
+    async def _join(self, member: Member, again: bool = False) -> None:
+        """again: the caller has another in its place when it fails."""
         try:
             await self._prepare(member)
         except BaseException as error:
@@ -132,8 +133,9 @@ class Members:
                 return  # it was asked to leave before it had joined
             member.move(MemberState.DEAD)
             self._on.tell("worker", f"{member.name} could not join: {_words(error)}")
-            self._spawn(asyncio.to_thread(self._on.left, len(self.staying)))
             await member.handle.stop()
+            if not again:
+                self._fewer(str(error))
             raise
         if member.state is MemberState.JOINING:
             member.move(MemberState.HEALTHY)
@@ -220,23 +222,32 @@ class Members:
 
     def _replace(self, why: str, alone: bool = False) -> None:
         wait_s = self._budget.failed(time.monotonic(), alone)
-        if wait_s is None and (left := len(self.staying) + len(self._coming)):
-            self._on.tell("worker", f"no more replacements (recovery.worker_failures); the run goes on with {left}")
-        elif wait_s is None:
+        if wait_s is not None:
+            self._coming.append(self._spawn(self._join_later(0.0 if self.spares.ready else wait_s)))
+            return
+        if self.count:
+            text = f"no more replacements (recovery.worker_failures); the run goes on with {self.count}"
+            self._on.tell("worker", text)
+        self._fewer(why)
+
+    def _fewer(self, why: str) -> None:
+        """One is gone that no other comes for. Without any left the run is over, once its failures are what took them;
+        else it still starts, and who waits for that hears why."""
+        if self.count:
+            self._spawn(asyncio.to_thread(self._on.left, self.count))
+        elif self._budget.spent > self._limits.failures:
             self._on.over(
                 RunFailed(
                     f"{self._budget.spent} rollout workers were lost, more than recovery.worker_failures "
                     f"({self._limits.failures}); the last: {why}"
                 )
             )
-        else:
-            self._coming.append(self._spawn(self._join_later(0.0 if self.spares.ready else wait_s)))
 
     async def _join_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
         self._coming.remove(asyncio.current_task())
         try:
-            await self._join(self.spares.take() or self._new_member())
+            await self._join(self.spares.take() or self._new_member(), again=True)
         except RunFailed as error:  # fault boundary: it was told, and counts as one more that was lost
             self._replace(str(error))
 

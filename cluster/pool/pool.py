@@ -74,6 +74,7 @@ class RolloutPool:
             lambda: self._members.inherit(inherited, count) if inherited else self._members.add(count)
         )
         self._closed = False
+        self._scaling = threading.Lock()
 
     # --- membership ---
 
@@ -103,18 +104,17 @@ class RolloutPool:
         present weights, leavers hand on theirs. UserError with the reason for a number that cannot be."""
         if count < 1:
             raise UserError(f"a pool needs at least one worker, got {count}")
-        more = count - len(self)
-        if more > 0:
-            if (wrong := self._refuse(more)) is not None:
+        with self._scaling:  # people and the autoscaler may both ask
+            more = count - len(self)
+            if more == 0:
+                return f"there are {count} already"
+            if more > 0 and (wrong := self._refuse(more)) is not None:
                 raise UserError(wrong)
+            self._soon(lambda: self._members.add(more) if more > 0 else self._members.remove(-more))
             self._resized(count)
-            self._soon(lambda: self._members.add(more))
+        if more > 0:
             return f"{more} more {'worker' if more == 1 else 'workers'} on the way to {count}"
-        if more < 0:
-            self._resized(count)
-            self._soon(lambda: self._members.remove(-more))
-            return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
-        return f"there are {count} already"
+        return f"{-more} {'worker leaves' if more == -1 else 'workers leave'}, {count} stay"
 
     # --- generating ---
 

@@ -70,7 +70,9 @@ def measure(config: Mapping[str, object], rows: Sequence[Row], lengths: Sequence
     tokens = np.array([row["response/length_mean"] * samples * batch for row in steps])
     longest = np.array([row["response/length_max"] for row in steps])
     generate = np.array([row["role/rollout/generate_s"] for row in steps])
-    base, each = _fit(longest, tokens / rollout["workers"], generate)
+    # Of that step: workers come and go while a run goes on.
+    workers = np.array([row.get("rollout/workers") or rollout["workers"] for row in steps])
+    base, each = _fit(longest, tokens / workers, generate)
     learned = np.array([_learner_seconds(row) for row in steps])
     fixed, token = _fit(np.ones(len(steps)), tokens, learned)
     return Measured(

@@ -2,7 +2,8 @@
 
 In: a Scenario (counts, time distributions). Out: a Forecast: step times, where the learner's time went, what the pool
 did. Events are ends of sequences, of updates, of engine starts. A schedule is its bound: 0 is synchronous; with
-`settle` a publish waits until nothing is under way (one step off). Left out: faults, the network.
+`settle` a publish waits until nothing is under way (one step off). The driver takes, scores, learns and publishes in
+turns, as the loops' pages do. Left out: faults, the network.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """lengths: tokens of each sample of a group, by its number. learn_s: seconds from a batch's tokens to updated
-    weights. publish_s: in which no worker decodes. sequences: that a worker runs at once. scores_s: from the last token
-    to a score. start_s: of an engine that joins."""
+    weights. publish_s: in which no worker decodes and the learner does not learn. sequences: that a worker runs at
+    once. score_s: from the last token to a score; where samples wait in a stream, from a batch to its scores. start_s:
+    of an engine that joins."""
 
     workers: int
     batch: int
@@ -88,6 +90,7 @@ class _Simulation:
         self.wanted = scenario.workers
         self.learning: list[int] | None = None
         self.publishing = False
+        self.published_at = 0.0
         self.busy_s = self.step_began = self.last_busy = self.decoded_before = 0.0
         self.found = Forecast()
         self.scaler = Autoscaler(scenario.autoscale, lambda: self.now) if scenario.autoscale else None
@@ -122,6 +125,9 @@ class _Simulation:
     def _on_learned(self, _: object) -> None:
         self.publishing = True
         self._publish()
+
+    def _on_published(self, _: object) -> None:
+        self._learn()
 
     def _on_started(self, name: str) -> None:
         if len(self.workers) < self.wanted:
@@ -159,18 +165,19 @@ class _Simulation:
                 del self.lacking[number]
                 ticket, _ = self.at.pop(number)
                 self._driver(self.dispatcher.done, name, ticket)
-                self._later(self.s.score_s, "scored", ticket.groups[0])
+                self._later(0.0 if self.s.max_staleness else self.s.score_s, "scored", ticket.groups[0])
         self._reckon(name)
 
     def _learn(self) -> None:
-        if self.learning is not None:
+        if self.learning is not None or self.now < self.published_at:
             return
         self.learning = self._driver(self.backlog.take, self.version, self.s.batch)
         if self.learning is not None:
             self.found.staleness.append(max(self.version - self.born[group] for group in self.learning))
             self.last_busy = self.s.learn_s(sum(self.size[group] for group in self.learning))
             self.busy_s += self.last_busy
-            self._later(self.last_busy, "learned", None)
+            # Where samples wait in a stream, a step has its own scored after it took them.
+            self._later((self.s.score_s if self.s.max_staleness else 0.0) + self.last_busy, "learned", None)
 
     def _publish(self) -> None:
         if self.s.settle and self.backlog.open:
@@ -189,18 +196,17 @@ class _Simulation:
         self.learning, self.step_began = None, self.now
         self.version += 1
         self._scale(step_s)
+        self.published_at = self.now + self.s.publish_s
         if self.version < self.s.steps:
+            self._later(self.s.publish_s, "published", None)
             self._admit()
-            self._learn()
 
     # --- members ---
 
     def _scale(self, step_s: float) -> None:
         decoded = sum(worker.busy_s for worker in self.workers.values())
         spent, self.decoded_before = decoded - self.decoded_before, decoded
-        decision = (
-            self.scaler.decide(StepLoad(len(self.workers), spent, self.last_busy, step_s)) if self.scaler else None
-        )
+        decision = self.scaler.decide(StepLoad(self.wanted, spent, self.last_busy, step_s)) if self.scaler else None
         if decision is None:
             return
         for _ in range(decision.workers - self.wanted):

@@ -57,6 +57,11 @@ def test_it_grows_at_once_to_at_most_double_and_says_why():
     )
 
 
+def test_fewer_than_the_least_become_the_least_at_once():
+    found, _ = scaler(min=6)
+    assert found.decide(load(2, 0.1, 4.0)).workers == 6
+
+
 def test_it_leaves_a_pool_alone_that_is_right():
     found, clock = scaler()
     for _ in range(3 * WINDOW):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cluster.commands.plan import plan
+from cluster.commands.plan import gpu_splits, plan
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
 from cluster.run.metrics import MetricsWriter, read_metrics
@@ -71,6 +71,29 @@ def test_the_forecast_of_the_run_itself_is_its_own_step_and_more_workers_shorten
     assert np.mean(four.step_s[1:]) == pytest.approx(by_hand, rel=0.1)
 
 
+def test_workers_that_came_while_the_run_went_on_share_the_tokens_of_their_own_steps(tmp_path):
+    run, lengths = a_run(tmp_path / "run")
+    rows = []
+    for row in read_metrics(run.metrics_file):
+        tokens, workers = row["response/length_mean"] * SAMPLES * BATCH, 1 + row["step"] // 8
+        seconds = BASE * row["response/length_max"] + EACH * tokens / workers
+        rows.append(row | {"rollout/workers": workers, "role/rollout/generate_s": seconds})
+    found = measure(run.read_config(), rows, groups_of(lengths, SAMPLES))
+    assert (found.step.base, found.step.each) == pytest.approx((BASE, EACH), rel=1e-6)
+
+
+def test_gpus_divide_by_what_a_worker_and_a_rank_take():
+    def of(tensor_parallel: int, gpus_per_rank: float = 1.0) -> dict:
+        return {"rollout": {"tensor_parallel": tensor_parallel}, "learner": {"gpus_per_rank": gpus_per_rank}}
+
+    assert gpu_splits(4, of(1)) == [(1, 3), (2, 2), (3, 1)]
+    assert gpu_splits(8, of(2)) == [(1, 6), (2, 4), (3, 2)]
+    with pytest.raises(UserError, match="a worker takes 4 and a rank 1 of the GPUs, got 4; give more"):
+        gpu_splits(4, of(4))
+    with pytest.raises(UserError, match=r"shares its GPU with a worker in this run \(learner.gpus_per_rank 0.5\)"):
+        gpu_splits(4, of(1, 0.5))
+
+
 def test_a_run_that_tells_too_little_is_refused(tmp_path):
     run, lengths = a_run(tmp_path / "run", steps=4)
     with pytest.raises(UserError, match=r"needs a run of at least 6 steps that generated samples, this one has 3"):
@@ -94,8 +117,9 @@ def test_the_command_prints_every_size_and_marks_the_shortest_step(tmp_path, cap
     assert capsys.readouterr().out.count("one_step_off │") == 7
     for wrong, said in (
         ({"workers": "many"}, "--workers takes numbers with commas, got 'many'"),
+        ({"workers": "2,0"}, "--workers takes numbers of at least 1, got 2,0"),
         ({"gpus": 4, "nodes": 2}, "--nodes and --gpus both say how many GPUs there are, got 2 and 4; give one"),
-        ({"nodes": 1, "gpus_per_node": 1}, "one GPU cannot be split"),
+        ({"nodes": 1, "gpus_per_node": 1}, "a worker takes 1 and a rank 1 of the GPUs, got 1; give more"),
     ):
         with pytest.raises(UserError, match=said):
             plan(str(run.root), **given | wrong)

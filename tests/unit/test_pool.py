@@ -454,6 +454,55 @@ def test_prompts_that_fail_on_every_worker_end_the_wait_with_the_reason(bench):
         one.pool.generate(PROMPTS, SAMPLING, 7)
 
 
+def test_the_last_that_was_on_its_way_and_cannot_join_ends_the_wait_too(bench):
+    """The budget is spent while a worker that was asked for still loads."""
+    one = bench(1, limits=replace(LIMITS, failures=0)).adopt()
+    one.prepare = lambda worker: worker.may_start.clear()
+    one.pool.scale(2)
+    one.until(lambda: "rollout-1" in one.made)
+    one.made["rollout-0"].lost = True
+    end = one.pool.offer(one.pool.ticket(PROMPTS, SAMPLING))
+    one.until(lambda: one.told[-1].endswith("the run goes on with 1"))
+    one.made["rollout-1"].lost = True
+    one.pool._loop.call_soon_threadsafe(one.made["rollout-1"].may_start.set)
+    with pytest.raises(RunFailed, match=r"more than recovery.worker_failures \(0\); the last: .*killed"):
+        end.result(SOON_S)
+
+
+def test_the_cluster_is_asked_for_as_many_as_there_are_to_be_whoever_fails_on_the_way(bench):
+    asked: list[int] = []
+    one = bench(2, limits=replace(LIMITS, failures=3, backoff_s=0.01), resized=asked.append).adopt()
+    broken = [True, True]
+    one.prepare = lambda worker: setattr(worker, "lost", bool(broken and broken.pop()))
+    one.made["rollout-1"].lost = True
+    one.until(lambda: one.states().get("rollout-4", ("", 0))[0] == "healthy")
+    assert asked == [], "two replacements failed, and each had another in its place"
+    one.prepare = lambda worker: setattr(worker, "lost", True)
+    one.pool.scale(3)
+    one.until(lambda: len(asked) == 2)
+    assert asked == [3, 2], "the third was asked for and nobody comes in its stead"
+
+
+def test_two_who_ask_at_once_are_both_heard_and_nobody_comes_twice(bench):
+    one = bench(1).adopt()
+    said: list[str] = []
+    entered, may = threading.Event(), threading.Event()
+
+    def slowly(more: int) -> None:
+        entered.set()
+        may.wait(SOON_S)
+
+    one.pool._refuse = slowly
+    both = [threading.Thread(target=lambda: said.append(one.pool.scale(3))) for _ in range(2)]
+    both[0].start()
+    assert entered.wait(SOON_S)
+    both[1].start()
+    may.set()
+    for asker in both:
+        asker.join(SOON_S)
+    assert sorted(said) == ["2 more workers on the way to 3", "there are 3 already"] and len(one.pool) == 3
+
+
 def test_more_lost_workers_than_the_budget_end_the_run_with_what_happened_last(bench):
     one = bench(1, limits=replace(LIMITS, failures=1)).adopt()
     one.prepare = lambda worker: setattr(worker, "lost", True)

@@ -58,6 +58,15 @@ def test_a_publish_holds_the_workers_and_not_the_learner():
     assert found.step_s == [16.0, *[18.0] * 5]
 
 
+def test_what_the_driver_does_in_turns_the_learner_waits_for_though_workers_generate_ahead():
+    """Batches are always ready: 1 s of scores, 5 of learning, 2 of publishing."""
+    work = {"workers": 8, "publish_s": 2.0, "score_s": 1.0, "steps": 20}
+    ahead = simulate(scenario(**work, max_staleness=2))
+    assert set(ahead.step_s[3:]) == {8.0} and ahead.learner_idle == pytest.approx(1 - 20 * 5 / ahead.seconds)
+    settled = simulate(scenario(**work, max_staleness=1, settle=True))
+    assert settled.step_s[5] == 12.0, "ten of generating, of which six are scores and learning; a publish"
+
+
 def test_one_step_off_a_step_is_the_longer_of_the_two():
     found = simulate(scenario(max_staleness=1, settle=True))
     assert found.step_s[0] == 15.0
