@@ -40,7 +40,7 @@ def replay_lines(run_dir: str, step: int) -> list[str]:
         have = f"it saved {', '.join(map(str, saved))}" if saved else "it skipped none"
         raise UserError(f"{run} has saved no columns of step {step}; {have}")
     config = config_of(run.read_config(), str(run.config_file))
-    weights = _weights_before(run, step) or None
+    weights = _weights_before(run, step)
     found = _replayed(config, weights, load_inputs(file))
     where = f"of {weights.name}" if weights else "that the run began with"
     critic = ["  (the policy's step; the critic's is not repeated)"] if config.critic is not None else []
@@ -48,9 +48,11 @@ def replay_lines(run_dir: str, step: int) -> list[str]:
 
 
 def _weights_before(run: RunDirectory, step: int) -> Path | None:
-    """The newest exported policy of an earlier step."""
-    made = [(int(path.name.rpartition("-")[2]), path) for path in run.policies.glob("step-*") if path.is_dir()]
-    return max((pair for pair in made if pair[0] < step), default=(0, None))[1]
+    """The newest exported policy of an earlier step, none where the run exports adapters: a model is what it takes."""
+    from cluster.run.policies import policy_steps
+
+    earlier = [exported for exported in policy_steps(run) if exported < step]
+    return run.policy(earlier[-1]) if earlier else None
 
 
 def _replayed(config: Any, weights: Path | None, inputs: Any) -> Replayed:

@@ -75,6 +75,8 @@ def test_gradients_that_the_newest_weights_before_the_step_spoil_are_named(run: 
 
 
 def test_a_step_that_is_finite_with_these_weights_says_so(run: RunDirectory) -> None:
+    run.policy(6).mkdir()
+    (run.policy(6) / "adapter_config.json").write_text("{}")  # an adapter is no model: its base would get another
     dump_inputs(run.skipped_batch(7), inputs())
     found = replay_lines(str(run), 7)
     assert found[-1] == "  the step is finite with these weights"
