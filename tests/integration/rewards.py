@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from pathlib import Path
 
 SLOW = "RAYLIGN_TEST_SLOW"
@@ -21,3 +22,8 @@ def paced_digit_share(prompt: str, response: str, data: dict) -> float:
     if Path(os.environ[SLOW]).exists():
         time.sleep(0.05)
     return digit_share(prompt, response, data)
+
+
+def spotty_digit_share(prompt: str, response: str, data: dict) -> float:
+    """The same, but for one prompt in eight, which has no score whatever the response."""
+    return digit_share(prompt, response, data) if zlib.crc32(prompt.encode()) % 8 else float("nan")

@@ -147,6 +147,12 @@ def test_a_policy_gradient_method_raises_the_reward(
     gains(name, "reward/mean", found, seed, learned)
 
 
+SPOTTY = {
+    "functions": {"digits": {"function": "tests/integration/rewards.py:spotty_digit_share"}},
+    "max_failures": 1000,
+}
+
+
 @pytest.mark.parametrize("kind", ["partial", "one_step_off", "asynchronous"])
 def test_a_schedule_that_runs_ahead_learns_and_keeps_its_bound(
     kind: str, seed: int, learned: Note, ray_address: str, tiny_model: Path, tmp_path: Path
@@ -159,6 +165,7 @@ def test_a_schedule_that_runs_ahead_learns_and_keeps_its_bound(
         algorithm="dr_grpo",
         deterministic=False,
         rollout={"schedule": {"kind": kind}, "workers": 2},
+        reward=SPOTTY,
     )
     gains(f"dr_grpo, {kind}", "reward/mean", found, seed, learned)
     ages = [row["staleness/max"] for row in found]
@@ -166,7 +173,10 @@ def test_a_schedule_that_runs_ahead_learns_and_keeps_its_bound(
     assert all(0 <= row["staleness/mean"] <= row["staleness/max"] for row in found)
     with closing(sqlite3.connect(tmp_path / "run" / "ledger.sqlite")) as ledger:
         states = dict(ledger.execute("SELECT state, count(*) FROM prompts GROUP BY state").fetchall())
-    assert states == {"trained": STEPS * 8}, "no prompt was admitted that no step trained"
+        reasons = {reason for (reason,) in ledger.execute("SELECT reason FROM prompts WHERE state = 'dropped'")}
+    unscored = sum(row["score/failed"] for row in found) / 4
+    assert unscored > STEPS / 2 and reasons == {"no score"}, "and none because it came too late"
+    assert states == {"trained": STEPS * 8 - unscored, "dropped": unscored}, "none was admitted that no step took"
 
 
 def test_an_adapter_learns_with_the_base_as_its_reference_and_publishes_itself_alone(
