@@ -62,6 +62,7 @@ class Job:
         self._alarms = Alarms(read_json_lines(directory.metrics_file))
         self.heard: Callable[[str], None] = lambda what: None
         """Who watches that the run moves."""
+        self._doing = ""
         self.state = DriverState()
         self.learner: LearnerGroup | None = None
         self._phases: dict[str, float] = {}
@@ -87,13 +88,22 @@ class Job:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Count the seconds of the block under `time/<name>_s`."""
-        self.console.phase(name)
-        self.heard(name)
+        self.doing(name)
         began = time.monotonic()
         with self.timeline.span(name):
             yield
         self.heard(f"the end of {name}")
         self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
+
+    def doing(self, what: str) -> None:
+        """Tell who looks on, and who watches that the run moves, what it does now."""
+        self._doing = what
+        self.console.phase(what)
+        self.heard(what)
+
+    def waiting(self, what: str) -> None:
+        """Tell who watches that the run moves of one wait of what it does now."""
+        self.heard(f"{self._doing}, {what}")
 
     def role(self, role: str, phase: str, seconds: float) -> None:
         """Seconds a role was busy: the report's `role/<role>/<phase>_s`."""
@@ -215,8 +225,7 @@ class Job:
 
     def commit(self) -> None:
         """The checkpoint of the step just done."""
-        self.console.phase("checkpoint")
-        self.heard("checkpoint")
+        self.doing("checkpoint")
         stage = ""
 
         def fill(path: Path) -> None:

@@ -46,7 +46,7 @@ class OfflineJob(Job):
             saves_later=resolve.saves_later(config, placement.device),
         )
         self.learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
-        self.learner.heard = lambda what: self.heard(what)
+        self.learner.heard = self.waiting
         self._building = self.learner.build(config.ray.start_timeout_s)
 
     def begin(self, inputs: StoredInputs, commit: Path | None) -> None:
@@ -98,7 +98,7 @@ class OfflineJob(Job):
 
     def heldout_parts(self) -> Iterator[Placed]:
         """The held-out rows, a step's worth at a time, after announcing it."""
-        self.console.phase("evaluating")
+        self.doing("evaluating")
         size = self.config.rows_per_step
         for begin in range(0, len(self.heldout), size):
             self.heard("evaluating")

@@ -82,7 +82,7 @@ class OnlineJob(Job):
             config.recovery.scorer_failures,
             self._tell_of_workers,
         )
-        self.learner.heard = self.scorers.heard = lambda what: self.heard(what)
+        self.learner.heard = self.scorers.heard = self.waiting
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
             self.rollouts,
@@ -243,8 +243,7 @@ class OnlineJob(Job):
         """Held-out prompts; the best policy so far is exported."""
         if not self.heldout:
             return
-        self.console.phase("evaluating")
-        self.heard("evaluating")
+        self.doing("evaluating")
         how = (resolve.evaluation_settings(self.config), self.publisher.version.number)
         found, failed = heldout_scores(self.rollouts, self.scorers, self.heldout, *how)
         self.forget_load()

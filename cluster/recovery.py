@@ -61,7 +61,7 @@ def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], Metr
 
 def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
     began = time.monotonic()
-    job.heard("going back to the last commit")
+    job.doing("going back to the last commit")
     job.commits.drop()
     with job.events.closed():
         commit, damaged = last_commit(job.directory)

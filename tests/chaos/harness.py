@@ -146,8 +146,9 @@ def assert_balanced(run_dir: Path, trained: int, dropped: int | None = None) -> 
 
 
 def assert_same_numbers(run_dir: Path, undisturbed: Path) -> None:
-    """Of every step, but for what measures the machine and who was there."""
-    present = ("sync/mismatch", "rollout/workers")
+    """Of every step, but for what measures the machine and who was there: an engine's log-probs round by what else it
+    decodes at the time, which the learner that takes its own never sees."""
+    present = ("sync/mismatch", "policy/mismatch", "rollout/workers")
     found, expected = (
         [{name: row[name] for name in row if name not in present} for row in learned(rows(path))]
         for path in (run_dir, undisturbed)
