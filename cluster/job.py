@@ -243,8 +243,8 @@ class Job:
             self.commits.wait(last=True)
 
     def _committed(self) -> None:
-        prune_policies(self.directory)
         self.directory.push(running=True)
+        prune_policies(self.directory)
 
     def restore(self, commit: Path) -> None:
         """Go back to a verified commit. UserError when it is of other data."""

@@ -29,9 +29,12 @@ def latest_policy(run: RunDirectory) -> Path:
 
 def prune_policies(run: RunDirectory) -> None:
     """Remove exports up to the last commit that were the best once: no checkpoint that is kept knows them as its best
-    any more, and nothing that goes back to one will ask for them."""
+    any more, and nothing that goes back to one will ask for them. All stay while a checkpoint cannot be read."""
     commits = checkpoint.steps(run.checkpoints)
-    best = {DriverState.load(run.checkpoint(step)).best_step for step in commits}
+    try:
+        best = {DriverState.load(run.checkpoint(step)).best_step for step in commits}
+    except (OSError, ValueError, TypeError):  # fault boundary: it is damaged, which is told when a resume verifies it
+        return
     for step in policy_steps(run):
         if step < commits[-1] and step not in best:
             checkpoint.remove(run.policy(step))

@@ -211,7 +211,7 @@ class _Simulation:
             return
         for _ in range(decision.workers - self.wanted):
             self._later(self.s.start_s, "started", self._name())
-        for _ in range(self.wanted - decision.workers):
+        for _ in range(len(self.workers) - decision.workers):  # those that still start are not missed
             self._leave(next(reversed(self.workers)))
         self.wanted = decision.workers
 

@@ -30,6 +30,9 @@ class ScorerPool:
     """timeout_s: the longest that scoring may take. failures: times that each scorer may be started again. tell: what
     happened, as the kind of an event and a sentence."""
 
+    heard: Callable[[str], None] = staticmethod(lambda what: None)
+    """Hears of every wait of a step as it begins: each has a deadline of its own."""
+
     def __init__(
         self,
         role: RolePlan,
@@ -42,8 +45,6 @@ class ScorerPool:
         again = {"max_restarts": failures, "max_task_retries": failures}
         found = living("scorer")  # of an earlier driver; to score leaves no trace in them
         names = [f"scorer-{i}" for i in range(role.count)]
-        self.heard: Callable[[str], None] = lambda what: None
-        """Hears of every wait as it begins: each has a deadline of its own."""
         self._actors = [found.get(n) or actor.options(**options(role, n), **again).remote(spec) for n in names]
         self._timeout_s = timeout_s
         self._failures = failures

@@ -124,7 +124,9 @@ def test_workers_beyond_a_cut_are_given_up_and_the_run_goes_on(
         stop(process)
     assert code == 0, log.read_text()[-6000:]
     assert left_behind(log, timeout_s=30) == []
-    assert_same_run(run, calm)
+    # Who is left takes the other's share: an engine's log-probs round by what else it decodes then. The learner, which
+    # takes its own, sees none of it.
+    assert_same_run(run, calm, rounded=["policy/mismatch"])
     whole = [e for e in events_of(run, at, "worker") if "joined" in e["text"]]
     row = f"network cut off a node with {', '.join(sorted(beyond))}{', until they are given up' if heals else ''}"
     table_row(row, at, events_of(run, at, "lost"), whole)

@@ -137,6 +137,13 @@ def test_exports_that_no_kept_checkpoint_knows_as_its_best_go_with_a_commit(tmp_
     for step in (2, 3, 5, 6, 7, 8, 9):
         run.policy(step).mkdir()
         (run.policy(step) / "config.json").touch()
+    state = run.checkpoint(4) / "driver.json"
+    whole = state.read_text()
+    for torn in (whole[:20], '{"step": 4, "other": 1}'):
+        state.write_text(torn)
+        prune_policies(run)
+        assert len(policy_steps(run)) == 7, "it does not say which was its best"
+    state.write_text(whole)
     prune_policies(run)
     assert policy_steps(run) == [2, 6, 8, 9], "a resume may go back to step 4; 9 is of no commit yet"
     assert len(os.listdir(run.policies)) == 4
