@@ -4,10 +4,13 @@ latencies.
 Engines whose decode step takes a fixed time whatever runs in it (as a GPU's does while it is not full), response
 lengths log-normal, and a learner that is a sleep. Bubbles b are the learner's idle share of a step. The bound of what
 asynchrony can give is the ratio of the learner's busy shares, (1 - b_async) / (1 - b_sync), with b_async from the work
-alone. No step is shorter than the learner's own time. And a sequence admitted at version v is in the batch of step v +
-S at the latest, after which comes the learner's time and then the admission of batch v + S + 1: S + 1 steps take the
-longest sequence's time and the learner's, and so does the mean of any run (S = 0 is the synchronous loop). The work is
-the same in all runs.
+alone: no step is shorter than the learner's own time, nor than its batch's longest sequence over the steps that it may
+take. The work is the same in all runs.
+
+That bound lets a sequence decode through the whole of S + 1 steps. But the last of them ends in learning from it: where
+a batch is admitted with each version, one admitted with version v is taken by step v + S at the latest, learned from,
+and only then batch v + S + 1 is admitted. So S + 1 steps take the longest sequence's time and the learner's, which for
+S = 0 is the synchronous loop. The last column is the share of what this leaves.
 """
 
 from __future__ import annotations
@@ -98,16 +101,25 @@ def asynchronous(staleness: int) -> tuple[float, float]:
 
 def main() -> None:
     sync_s = synchronous()
-    rows = [["synchronous", sync_s, 1.0, 1.0, 1 - LEARN_S / sync_s, "", foretold(0)]]
+    rows = [["synchronous", sync_s, 1.0, 1.0, 1 - LEARN_S / sync_s, "", foretold(0), ""]]
     for staleness in BOUNDS:
         async_s, idle = asynchronous(staleness)
-        shortest = max(LEARN_S, (longest_s() + LEARN_S) / (staleness + 1))
-        gain, bound = sync_s / async_s, sync_s / shortest
+        gain = sync_s / async_s
+        bound, left = (sync_s / max(LEARN_S, s / (staleness + 1)) for s in (longest_s(), longest_s() + LEARN_S))
         name = f"asynchronous, at most {staleness} versions old"
-        rows.append([name, async_s, gain, bound, idle, gain / bound, foretold(staleness)])
+        rows.append([name, async_s, gain, bound, idle, gain / bound, foretold(staleness), gain / left])
     table(
         f"{WORKERS} simulated workers, {BATCH} x {SAMPLES} samples a step, log-normal lengths, the learner {LEARN_S} s",
-        ["schedule", "s a step", "speed-up", "bound", "learner idle", "share of the bound", "foretold s a step"],
+        [
+            "schedule",
+            "s a step",
+            "speed-up",
+            "bound",
+            "learner idle",
+            "share of the bound",
+            "foretold s a step",
+            "share with the learning in the age",
+        ],
         rows,
     )
 
