@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.engine import Request, StepOutput
+from actors.engines.interface import Request, StepOutput
 from actors.types import FinishReason, Prompt, Sample, SampleBatch, SamplingSettings, sample_seed
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.engine import EngineFailed, RolloutEngine
+from actors.engines.interface import EngineFailed, RolloutEngine
 from actors.generation import Generation, RolloutStats
 from actors.pace import Pace
 from actors.reception import PublishRefused, Reception

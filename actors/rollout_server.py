@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from actors.engine import EngineFailed
+from actors.engines.interface import EngineFailed
 from actors.generation import Generation, RolloutStats
 from actors.pace import Pace
 from actors.rollout import RolloutWorker, WrongVersion

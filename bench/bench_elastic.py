@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 
 from actors.buckets import make_buckets
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
 from cluster.placement import RolePlan

@@ -58,10 +58,10 @@ def peer() -> float:
 
 
 def ours() -> float:
-    from actors.engine import EngineSettings
+    from actors.engines.interface import EngineSettings
+    from actors.engines.vllm.engine import VllmEngine
     from actors.rollout import RolloutWorker
     from actors.types import PolicyVersion, SamplingSettings
-    from actors.vllm_engine import VllmEngine
     from bench.common import model_path, prompts, seconds
 
     model = model_path()

@@ -21,7 +21,7 @@ import psutil
 import ray
 
 from actors.buckets import make_buckets
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.bench_elastic import publish
 from bench.common import table

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.engine import Request, StepOutput
+from actors.engines.interface import Request, StepOutput
 from actors.types import FinishReason
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.probe import Mismatch, mismatch
+from actors.engines.probe import Mismatch, mismatch
 from actors.types import PolicyVersion, WeightSummary
 from cluster.columns import Ref
 from cluster.errors import RunFailed, StepLost

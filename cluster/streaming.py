@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.engines.probe import PROBE_TOKENS, worth_recording
 from actors.generation import RolloutStats
-from actors.probe import PROBE_TOKENS, worth_recording
 from actors.types import SampleBatch
 from cluster.batch import StepBatch, Wave
 from cluster.columns import Ref, StepColumns

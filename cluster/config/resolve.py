@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 from actors.lora import LoraSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero

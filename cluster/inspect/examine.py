@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.engine_limits import read_model_config, unsupported_reason, untrainable_reason
+from actors.engines.limits import read_model_config, unsupported_reason, untrainable_reason
 from cluster.config import Config, Problem
 from cluster.config.resolve import engine_settings
 from cluster.config.reward import Judge, RewardModel

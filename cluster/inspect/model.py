@@ -1,7 +1,7 @@
 """A model's facts from its directory, or from its name where only that is here. No weights are read.
 
 In: a model reference. Out: `FoundModel` (where it is, or why not) and `ModelFacts` (sizes). A hub model's weights are
-not fetched: its small files are, when the hub answers. Left out: engines' limits (actors.engine_limits), memory.
+not fetched: its small files are, when the hub answers. Left out: engines' limits (actors.engines.limits), memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.engine_limits import read_model_config
+from actors.engines.limits import read_model_config
 from actors.pretrained import HUB_ID, PACKAGE_PREFIX, ModelNotFound, resolve_model
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.engine import EngineSettings
-from actors.probe import worth_recording
+from actors.engines.interface import EngineSettings
+from actors.engines.probe import worth_recording
 from actors.types import Prompt, SampleBatch, SamplingSettings
 from cluster.pool.handle import WorkerIdentity, WorkerPulse
 from cluster.roles.stacks import tell_when_asked
@@ -166,9 +166,9 @@ def _version(package: str) -> str:
 
 def _rollout_engine(settings: EngineSettings, kind: str) -> Any:
     if kind == "torch":
-        from actors.torch_engine import TorchEngine
+        from actors.engines.torch_engine import TorchEngine
 
         return TorchEngine(settings)
-    from actors.vllm_engine import VllmEngine
+    from actors.engines.vllm.engine import VllmEngine
 
     return VllmEngine(settings)

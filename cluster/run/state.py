@@ -16,8 +16,8 @@ FILE = "driver.json"
 class DriverState:
     """step: steps done. position: prompts taken from the order. source: fingerprint of the prompts, so that a resume
     on other data is refused. multiplier: of the safety constraint. fresh_mismatch, fresh_doubt: a freshly loaded engine
-    against the learner (actors/probe.py). kl_ref: of the last update, in nats a token. baseline: held-out scores before
-    training, by metric. scores: the last evaluation's."""
+    against the learner (actors/engines/probe.py). kl_ref: of the last update, in nats a token. baseline: held-out
+    scores before training, by metric. scores: the last evaluation's."""
 
     step: int = 0
     position: int = 0

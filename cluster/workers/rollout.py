@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.engine import EngineFailed
+from actors.engines.interface import EngineFailed
 from actors.generation import RolloutStats
 from actors.transports.interface import Link
 from actors.types import PolicyVersion

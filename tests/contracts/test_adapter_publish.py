@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import EngineBetweenVersions, Request
+from actors.engines.interface import EngineBetweenVersions, Request
 from actors.rollout import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from tests.contracts.test_vllm_weights import PROMPTS, add, finish, generate, make, mean_difference

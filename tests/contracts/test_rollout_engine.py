@@ -1,4 +1,4 @@
-"""What a rollout engine promises (actors/engine.py), shown on vLLM and on its transformers twin alike.
+"""What a rollout engine promises (actors/engines/interface.py), shown on vLLM and on its transformers twin alike.
 
 A tiny model in float32, loaded once per engine for the whole file; weight updates are in test_vllm_weights.py.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from actors.engine import EngineSettings, Request, RolloutEngine
+from actors.engines.interface import EngineSettings, Request, RolloutEngine
 from actors.types import FinishReason
 from tests.fixtures.engines import ENGINES, start_engine
 from tests.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer

@@ -13,8 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.buckets import make_buckets
-from actors.engine import EngineSettings
-from actors.torch_engine import TorchEngine
+from actors.engines.interface import EngineSettings
+from actors.engines.torch_engine import TorchEngine
 from actors.types import FinishReason, PolicyVersion, Prompt, SampleBatch, SamplingSettings, digest_buckets
 from cluster.connection import Cluster
 from cluster.placement import RolePlan

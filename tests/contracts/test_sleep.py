@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from actors.buckets import make_buckets
-from actors.engine import EngineBetweenVersions, EngineSettings, Request, RolloutEngine
+from actors.engines.interface import EngineBetweenVersions, EngineSettings, Request, RolloutEngine
 from tests.fixtures.engines import BUCKET_BYTES, start_engine, update
 from tests.fixtures.tiny_model import make_tiny_model
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.buckets import make_buckets
-from actors.engine import EngineBetweenVersions, Request
+from actors.engines.interface import EngineBetweenVersions, Request
 from actors.reception import PublishRefused
 from actors.rollout import RolloutWorker, WorkerState
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightBucket, digest_buckets
@@ -249,7 +249,8 @@ def test_a_publish_whose_digest_differs_never_reaches_decoding(pair):
 
 def test_a_stale_output_head_shows_in_the_logprobs_of_recorded_responses(pair, monkeypatch):
     """The trap of vLLM on CPU: a tied head keeps its old packed weights. Untied heads and the twin have none."""
-    from actors import vllm_engine, vllm_port
+    from actors.engines.vllm import engine as vllm_engine
+    from actors.engines.vllm import port as vllm_port
 
     recorded = generate(pair.fresh)
     monkeypatch.setattr(vllm_port, "repack_tied_heads", lambda model: None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 from actors.reception import PublishRefused
 from actors.rollout import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
@@ -88,7 +88,7 @@ class Stage:
     """A learner and an engine on the same weights, and what moves them apart."""
 
     def __init__(self, model: Path) -> None:
-        from actors.vllm_engine import VllmEngine
+        from actors.engines.vllm.engine import VllmEngine
 
         settings = EngineSettings(str(model), dtype="float32", max_model_len=64, kv_cache_bytes=1 << 27)
         self.worker = RolloutWorker(VllmEngine(settings))
@@ -162,7 +162,7 @@ def test_received_but_not_loaded_weights_are_caught_by_application(
 
 def test_a_stale_tied_head_is_caught_by_application(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's reload leaves a tied head's packed kernel on the old weights: nothing errors, log-probs are noise."""
-    import actors.vllm_port as vllm_port
+    import actors.engines.vllm.port as vllm_port
 
     stage.learn()
     monkeypatch.setattr(vllm_port, "repack_tied_heads", lambda model: None)

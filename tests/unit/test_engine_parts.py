@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from actors.buckets import make_buckets, tensors_of, views_of
-from actors.engine import EngineSettings
-from actors.engine_limits import end_tokens, room, unsupported_reason, untrainable_reason
-from actors.sampling import draw, restrict, uniforms
+from actors.engines.interface import EngineSettings
+from actors.engines.limits import end_tokens, room, unsupported_reason, untrainable_reason
+from actors.engines.sampling import draw, restrict, uniforms
 
 
 def test_uniform_numbers_are_flat_and_depend_on_seed_and_position_only():

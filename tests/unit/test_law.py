@@ -17,7 +17,7 @@ FORBIDDEN = {
     "serve": {"learners", "cluster", "vllm", "deepspeed", "bench", "tests"},
 }
 ONLY_IN = {
-    "vllm": {"actors/vllm_engine.py", "actors/vllm_port.py"},
+    "vllm": {"actors/engines/vllm/engine.py", "actors/engines/vllm/port.py"},
     # Sharded state is read where it lies: by the engine and its readers of shards.
     "deepspeed": {"learners/deepspeed_engine.py", "learners/zero_shards.py"},
 }
@@ -108,7 +108,7 @@ def test_workers_are_called_in_one_file():
         ),
         ("import cluster.inputs, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),
         ("import cluster.inspect.examine, cluster.commands.check", {"torch", "ray", "vllm", "deepspeed"}),
-        ("import actors.types, actors.engine, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
+        ("import actors.types, actors.engines.interface, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
         ("import cluster.driver, cluster.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),
         ("import cluster.roles", {"torch", "ray", "vllm", "deepspeed"}),
         ("import learners.method, learners.presets", {"torch", "ray", "vllm", "deepspeed"}),

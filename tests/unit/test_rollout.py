@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actors.buckets import make_buckets
-from actors.engine import Request
+from actors.engines.interface import Request
 from actors.generation import RolloutStats, token_versions
 from actors.reception import PublishRefused
 from actors.rollout import RolloutStalled, RolloutWorker, WorkerState, WrongVersion

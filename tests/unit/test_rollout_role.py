@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.roles import rollout
 from tests.fixtures.scripted_engine import ScriptedEngine

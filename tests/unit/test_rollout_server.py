@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from actors.engine import EngineFailed
+from actors.engines.interface import EngineFailed
 from actors.pace import Pace
 from actors.rollout import RolloutWorker, WrongVersion
 from actors.rollout_server import RolloutServer

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from actors.adapters import AdapterInbox, adapter_shapes, write_adapter
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 
 
 def adapter_args(settings: EngineSettings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ has them), how weights travel (transports).
 
 from __future__ import annotations
 
-import actors.vllm_environment  # noqa: F401 - vLLM reads it when it is imported
+import actors.engines.vllm.environment  # noqa: F401 - vLLM reads it when it is imported
 
 # isort: split
 import gc
@@ -24,12 +24,12 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
-from actors.engine_limits import end_tokens, read_model_config, refuse_sleep, room, unsupported_reason
-from actors.probe import last_logprobs
+from actors.engines.interface import EngineBetweenVersions, EngineSettings, Request, StepOutput
+from actors.engines.limits import end_tokens, read_model_config, refuse_sleep, room, unsupported_reason
+from actors.engines.probe import last_logprobs
+from actors.engines.vllm.adapter import AdapterSlot, adapter_args
+from actors.engines.vllm.port import MADE, SEED, WeightPort
 from actors.types import FinishReason, WeightBucket
-from actors.vllm_adapter import AdapterSlot, adapter_args
-from actors.vllm_port import MADE, SEED, WeightPort
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.engine import EngineSettings
+from actors.engines.interface import EngineSettings
 
 DTYPES = ("bfloat16", "float16", "float32")
 CPU_HEAD_MULTIPLE = 32

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from actors.adapters import AdapterInbox, adapter_parameters, attach
 from actors.buckets import views_of
-from actors.engine import EngineBetweenVersions, EngineSettings, Request, StepOutput
-from actors.engine_limits import end_tokens, refuse_sleep, room
+from actors.engines.interface import EngineBetweenVersions, EngineSettings, Request, StepOutput
+from actors.engines.limits import end_tokens, refuse_sleep, room
+from actors.engines.sampling import draw, uniforms
 from actors.numerics import settle_kernels
-from actors.sampling import draw, uniforms
 from actors.types import FinishReason, WeightBucket
 
 

@@ -7,7 +7,7 @@ imports this file before it loads one. Out: a model on new weights. Left out: re
 
 from __future__ import annotations
 
-import actors.vllm_environment  # noqa: F401 - vLLM reads it when it is imported
+import actors.engines.vllm.environment  # noqa: F401 - vLLM reads it when it is imported
 
 # isort: split
 import torch
@@ -17,10 +17,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.v1.sample import sampler
 
 from actors.buckets import views_of
+from actors.engines.sampling import draw, uniforms
+from actors.engines.vllm.adapter import add_by_matmul
 from actors.numerics import settle_kernels
-from actors.sampling import draw, uniforms
 from actors.types import WeightBucket
-from actors.vllm_adapter import add_by_matmul
 
 settle_kernels()
 SEED, MADE = "raylign_seed", "raylign_made"
@@ -39,8 +39,9 @@ class WeightPort:
     """Mixed into every vLLM worker (`worker_extension_cls`); called by name through `collective_rpc`."""
 
     def raylign_use_seeded_draw(self) -> None:
-        """Draw tokens as actors.sampling does. vLLM's own per-request generators draw a number per vocabulary entry
-        and row, which on CPU halves the rate, and on CPU they fail when a long batch of prompts is cut into chunks."""
+        """Draw tokens as actors.engines.sampling does. vLLM's own per-request generators draw a number per vocabulary
+        entry and row, which on CPU halves the rate, and on CPU they fail when a long batch of prompts is cut into
+        chunks."""
         runner = self.model_runner
 
         def forward(logits, _generators, k, p):
