@@ -60,7 +60,7 @@ def peer() -> float:
 def ours() -> float:
     from actors.engines.interface import EngineSettings
     from actors.engines.vllm.engine import VllmEngine
-    from actors.rollout import RolloutWorker
+    from actors.rollouts.worker import RolloutWorker
     from actors.types import PolicyVersion, SamplingSettings
     from bench.common import model_path, prompts, seconds
 

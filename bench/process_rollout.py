@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from typing import Any
 
-from actors.rollout import RolloutWorker
-from actors.rollout_server import RolloutServer
+from actors.rollouts.server import RolloutServer
+from actors.rollouts.worker import RolloutWorker
 from cluster.pool.handle import WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
 from cluster.pool.ticket import Ticket
 from cluster.roles.rollout import probe_logprobs, pulse_of

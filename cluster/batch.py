@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 from actors.types import ScoreBatch
 from cluster.columns import Ref, Samples
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 
 Ref = Any
 """A Ray object reference."""

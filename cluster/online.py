@@ -16,8 +16,8 @@ import numpy as np
 
 from actors.data.order import PromptOrder
 from actors.engines.probe import Mismatch
-from actors.generation import RolloutStats
 from actors.pretrained import resolve_model
+from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave
 from cluster.columns import Samples

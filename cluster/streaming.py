@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engines.probe import PROBE_TOKENS, worth_recording
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 from actors.types import SampleBatch
 from cluster.batch import StepBatch, Wave
 from cluster.columns import Ref, StepColumns

@@ -3,7 +3,7 @@
 In: at the learner's end each bucket of a version in order; at an engine's end the parcels made of them, in that order.
 Out: the same buckets. Who waits for whom: nobody in `pack`; `deliver` waits for every receiver that is linked, and
 `open` for the sender, each with a deadline. Example: the sender packs bucket 0 and its parcel is handed to two
-receivers; the sender delivers while both open it. Left out: versions and their digests (actors/reception.py).
+receivers; the sender delivers while both open it. Left out: versions and their digests (actors/rollouts/reception.py).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from actors.spans import Span
+from actors.rollouts.spans import Span
 from cluster.errors import RunFailed
 from cluster.pool.dispatch import Dispatcher
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerLost, WorkerPulse

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.generation import RolloutStats
-from actors.pace import Pace
-from actors.spans import RolloutSeconds, Span
+from actors.rollouts.generation import RolloutStats
+from actors.rollouts.pace import Pace
+from actors.rollouts.spans import RolloutSeconds, Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref

@@ -12,7 +12,7 @@ import asyncio
 import enum
 from dataclasses import dataclass, field
 
-from actors.spans import Span
+from actors.rollouts.spans import Span
 from cluster.pool.handle import RolloutHandle
 from cluster.pool.ticket import Ticket
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from actors.spans import Span
+from actors.rollouts.spans import Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.columns import Ref, Samples

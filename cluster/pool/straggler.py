@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from statistics import median
 
-from actors.pace import Pace
+from actors.rollouts.pace import Pace
 
 SAMPLE_S = 0.2
 """Of decoding, at least, make one sample."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 from actors.types import SamplingSettings
 from cluster.columns import Ref
 

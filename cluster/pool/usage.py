@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from actors.spans import RolloutSeconds
+from actors.rollouts.spans import RolloutSeconds
 from cluster.pool.handle import WorkerPulse
 
 KINDS = tuple(field.name for field in fields(RolloutSeconds))

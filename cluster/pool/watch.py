@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actors.pace import Pace
+from actors.rollouts.pace import Pace
 from cluster.errors import RunFailed
 from cluster.pool.handle import WorkerError, WorkerLost
 from cluster.pool.member import Member, MemberState

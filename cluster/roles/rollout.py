@@ -44,8 +44,8 @@ class RolloutRole:
 
     def __init__(self, spec: RolloutSpec) -> None:
         tell_when_asked()
-        from actors.rollout import RolloutWorker
-        from actors.rollout_server import RolloutServer
+        from actors.rollouts.server import RolloutServer
+        from actors.rollouts.worker import RolloutWorker
         from actors.transports import receiver_for
 
         self._settings, self._kind = spec.engine, spec.kind

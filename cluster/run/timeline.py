@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from actors.spans import Span
+from actors.rollouts.spans import Span
 from cluster.run.directory import RunDirectory, read_json_lines
 
 DRIVER = "driver"

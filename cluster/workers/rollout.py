@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.engines.interface import EngineFailed
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.columns import Ref

@@ -111,7 +111,9 @@ def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tm
     faults = [
         Fault("driver a day ahead", "driver", "cluster.scoring:Scoring.settle", call=2, do="jump", seconds=day),
         Fault("driver a day behind", "driver", "cluster.scoring:Scoring.settle", call=4, do="jump", seconds=-2 * day),
-        Fault("worker ahead", "rollout-0", "actors.rollout:RolloutWorker.pump", call=20, do="jump", seconds=day),
+        Fault(
+            "worker ahead", "rollout-0", "actors.rollouts.worker:RolloutWorker.pump", call=20, do="jump", seconds=day
+        ),
         Fault("learner behind", "learner-0", "learners.torch_engine:TorchEngine.step", call=2, do="jump", seconds=-day),
     ]
     ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")

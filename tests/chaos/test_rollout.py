@@ -31,10 +31,18 @@ def test_workers_that_die_or_hang_in_every_phase_change_nothing(
 ) -> None:
     """Each strikes the worker that replaced the one before."""
     faults = [
-        Fault("worker killed while generating", "rollout-0", "actors.rollout:RolloutWorker.pump", call=30),
-        Fault("worker killed while receiving weights", "rollout-1", "actors.rollout:RolloutWorker.receive", call=3),
-        Fault("worker killed while proving weights", "rollout-2", "actors.rollout:RolloutWorker.probe", call=2),
-        Fault("worker stopped while generating", "rollout-3", "actors.rollout:RolloutWorker.pump", call=20, do="stop"),
+        Fault("worker killed while generating", "rollout-0", "actors.rollouts.worker:RolloutWorker.pump", call=30),
+        Fault(
+            "worker killed while receiving weights", "rollout-1", "actors.rollouts.worker:RolloutWorker.receive", call=3
+        ),
+        Fault("worker killed while proving weights", "rollout-2", "actors.rollouts.worker:RolloutWorker.probe", call=2),
+        Fault(
+            "worker stopped while generating",
+            "rollout-3",
+            "actors.rollouts.worker:RolloutWorker.pump",
+            call=20,
+            do="stop",
+        ),
     ]
     ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
     assert_borne(ended, undisturbed, *(fault.id for fault in faults))
@@ -47,7 +55,7 @@ def test_workers_that_die_at_each_bucket_of_a_version_and_an_idle_one_change_not
     undisturbed: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A version of four buckets; then one that waits for prompts."""
-    receive = "actors.rollout:RolloutWorker.receive"
+    receive = "actors.rollouts.worker:RolloutWorker.receive"
     faults = [Fault(f"worker killed at bucket {n + 1}", f"rollout-{n}", receive, call=n + 1) for n in range(BUCKETS)]
     # While the driver waits the worker is idle: then the test itself kills it.
     wait = Fault(
@@ -75,7 +83,7 @@ def test_workers_that_die_at_each_bucket_of_a_version_and_an_idle_one_change_not
 @pytest.mark.chaos
 def test_a_spare_takes_the_place_of_a_worker_that_died(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
     changes = merged(CHANGES, {"recovery": {"spares": 1}})
-    fault = Fault("worker killed, a spare ready", "rollout-0", "actors.rollout:RolloutWorker.admit", call=4)
+    fault = Fault("worker killed, a spare ready", "rollout-0", "actors.rollouts.worker:RolloutWorker.admit", call=4)
     pause = Fault("until it is", "driver", "cluster.scoring:Scoring.settle", call=3, do="sleep", seconds=25.0)
     ended = run_with([fault, pause], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
     assert ended.code == 0, ended.output
@@ -97,7 +105,7 @@ def test_a_worker_that_decodes_ten_times_slower_holds_nothing_up(tiny_model: Pat
             "rollout": {"workers": 3, "prompts_per_step": 6, "sampling": {"max_tokens": 96, "min_tokens": 96}},
         },
     )
-    pump = "actors.rollout:RolloutWorker.pump"
+    pump = "actors.rollouts.worker:RolloutWorker.pump"
     slow = Fault("worker ten times slower", "rollout-1", pump, call=10, do="slow", seconds=0.2)
     paced = [Fault(f"pace of worker {n}", f"rollout-{n}", pump, do="slow", seconds=0.02) for n in range(3)]
     ended = run_with([slow, *paced], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.engines.interface import EngineBetweenVersions, Request
-from actors.rollout import RolloutWorker
+from actors.rollouts.worker import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from tests.contracts.test_vllm_weights import PROMPTS, add, finish, generate, make, mean_difference
 from tests.fixtures.adapters import LORA, buckets_of, merge_by_hand, random_adapter

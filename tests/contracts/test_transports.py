@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.buckets import cut, make_bucket
-from actors.reception import PublishRefused
+from actors.rollouts.reception import PublishRefused
 from actors.transports import receiver_for, sender_for
 from actors.transports.collective import CollectiveSender
 from actors.transports.flat import checksum

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from actors.buckets import make_buckets
 from actors.engines.interface import EngineBetweenVersions, Request
-from actors.reception import PublishRefused
-from actors.rollout import RolloutWorker, WorkerState
+from actors.rollouts.reception import PublishRefused
+from actors.rollouts.worker import RolloutWorker, WorkerState
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightBucket, digest_buckets
 from tests.fixtures.engines import BUCKET_BYTES, ENGINES, Pair, start_engine, update
 from tests.fixtures.tiny_model import make_tiny_model

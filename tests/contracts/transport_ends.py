@@ -67,7 +67,7 @@ class _Serving:
         self.receiver.connect(link)
 
     def begin(self, number: int) -> None:
-        from actors.reception import Reception
+        from actors.rollouts.reception import Reception
 
         self.reception, self.tensors = Reception(number), {}
 

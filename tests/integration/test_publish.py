@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from actors.engines.interface import EngineSettings
-from actors.reception import PublishRefused
-from actors.rollout import RolloutWorker
+from actors.rollouts.reception import PublishRefused
+from actors.rollouts.worker import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.publish import Publisher

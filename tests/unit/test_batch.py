@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.generation import RolloutStats
+from actors.rollouts.generation import RolloutStats
 from actors.types import ScoreBatch
 from cluster.batch import StepBatch, Wave, baselines, best_and_worst, dropped_groups, flat_groups
 from cluster.columns import Samples

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.spans import RolloutSeconds
+from actors.rollouts.spans import RolloutSeconds
 from cluster.elastic import Elastic
 from cluster.errors import UserError
 from cluster.pool.autoscale import WINDOW, AutoscaleSettings

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from actors.engines.interface import EngineFailed
-from actors.pace import Pace
-from actors.rollout import RolloutWorker, WrongVersion
-from actors.rollout_server import RolloutServer
+from actors.rollouts.pace import Pace
+from actors.rollouts.server import RolloutServer
+from actors.rollouts.worker import RolloutWorker, WrongVersion
 from actors.types import PolicyVersion, SamplingSettings
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.unit.test_rollout import PROMPTS, SCRIPT, TWO_EACH, ZERO, buckets_of

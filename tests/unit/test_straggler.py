@@ -9,7 +9,7 @@ import dataclasses
 
 import pytest
 
-from actors.pace import Pace
+from actors.rollouts.pace import Pace
 from cluster.pool.straggler import Rests, Stragglers
 
 LOOK_S = 0.25

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from actors.buckets import make_bucket
-from actors.pace import Pace
+from actors.rollouts.pace import Pace
 from actors.transports.sparse_delta import DeltaBucket, DeltaReceiver, DeltaSender
 from actors.types import PolicyVersion, digest_buckets
 from tests.fixtures.local_rollout import LocalRollout

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from actors.spans import SpanLog
+from actors.rollouts.spans import SpanLog
 from cluster.commands.trace import trace
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory

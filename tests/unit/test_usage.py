@@ -2,7 +2,7 @@
 
 import pytest
 
-from actors.spans import RolloutSeconds
+from actors.rollouts.spans import RolloutSeconds
 from cluster.pool.handle import WorkerPulse
 from cluster.pool.usage import PoolUsage
 from cluster.run.shares import learner_shares

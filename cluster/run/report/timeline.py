@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from actors.spans import Span
+from actors.rollouts.spans import Span
 from cluster.run.timeline import DRIVER
 
 COLUMNS = 600

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from actors.engines.interface import EngineFailed, RolloutEngine
-from actors.generation import Generation, RolloutStats
-from actors.pace import Pace
-from actors.reception import PublishRefused, Reception
+from actors.rollouts.generation import Generation, RolloutStats
+from actors.rollouts.pace import Pace
+from actors.rollouts.reception import PublishRefused, Reception
 from actors.transports.interface import Link, Passing, Receiver
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 

@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from actors.engines.interface import EngineFailed
-from actors.generation import Generation, RolloutStats
-from actors.pace import Pace
-from actors.rollout import RolloutWorker, WrongVersion
-from actors.spans import RolloutSeconds, SpanLog
+from actors.rollouts.generation import Generation, RolloutStats
+from actors.rollouts.pace import Pace
+from actors.rollouts.spans import RolloutSeconds, SpanLog
+from actors.rollouts.worker import RolloutWorker, WrongVersion
 from actors.types import Prompt, SampleBatch, SamplingSettings
 
 T = TypeVar("T")
