@@ -50,7 +50,7 @@ class ModelJudge:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from actors.numerics import settle_kernels
+        from actors.models.numerics import settle_kernels
 
         settle_kernels()
         self._torch = torch

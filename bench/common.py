@@ -24,7 +24,7 @@ TASK = {
 
 
 def model_path() -> Path:
-    from actors.pretrained import resolve_model
+    from actors.models.pretrained import resolve_model
 
     return resolve_model(MODEL)
 

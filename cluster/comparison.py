@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.pretrained import resolve_model
+from actors.models.pretrained import resolve_model
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
 from cluster.connection import Cluster
@@ -79,7 +79,7 @@ def _responses(config: Config, path: Path) -> Answers:
 def _likelihood(config: Config, path: Path) -> Answers:
     """Mean log-prob a token of each held-out conversation's assistant turns; perplexity is its exponential."""
     from actors.data.batches import demonstration_batch
-    from actors.reference import ReferenceScorer
+    from actors.models.reference import ReferenceScorer
     from learners.base import row_sums
 
     heldout = load_stored_inputs(config, load_tokenizer(config, path)).heldout
@@ -102,7 +102,7 @@ def _likelihood(config: Config, path: Path) -> Answers:
 
 def _pairs(config: Config, path: Path) -> Answers:
     """Whether a reward model puts each held-out pair in its order, and by how much."""
-    from actors.reward_model import RewardModel
+    from actors.models.reward_model import RewardModel
 
     heldout = load_stored_inputs(config, load_tokenizer(config, path)).heldout
     model = RewardModel(path, max_length=config.model.max_length)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from actors.pretrained import resolve_model
+from actors.models.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, recovery
 from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s

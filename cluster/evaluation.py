@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.pretrained import resolve_model
+from actors.models.pretrained import resolve_model
 from actors.rewards import RewardSpec
 from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config

@@ -16,7 +16,7 @@ import numpy as np
 
 from actors.data.order import PromptOrder
 from actors.engines.probe import Mismatch
-from actors.pretrained import resolve_model
+from actors.models.pretrained import resolve_model
 from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.batch import ScoreRefs, Wave

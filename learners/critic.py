@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.forward import PackedTensors, to_tensors
-from actors.packing import MicroBatch, micro_batches
+from actors.models.forward import PackedTensors, to_tensors
+from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.aggregation import BatchTotals, batch_totals
 from learners.engine import TrainEngine

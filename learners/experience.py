@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.packing import MicroBatch
+from actors.models.packing import MicroBatch
 from actors.types import FinishReason, SampleBatch
 from learners import advantages as adv
 from learners.aggregation import masked

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from actors.adapters import write_adapter
 from actors.durable import fsync
-from actors.lora import LoraSettings
-from actors.pretrained import HUB_ID
+from actors.models.adapters import write_adapter
+from actors.models.lora import LoraSettings
+from actors.models.pretrained import HUB_ID
 from actors.types import SampleBatch, ScoreBatch
 from learners.base import LearnerBase
 from learners.method import StepInputs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from actors.adapters import ADAPTER, adapted_layers
+from actors.models.adapters import ADAPTER, adapted_layers
 
 Part = list[tuple[str, torch.Tensor]]
 BASE, DOWN, UP = ".base_layer.", f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"

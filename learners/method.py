@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engine_settings import OptimizerSettings, ZeroSettings
 from learners.presets import PreferenceSettings, Preset, RewardModelSettings

@@ -1,7 +1,7 @@
 """Build the networks that learn: the policy, the critic and the reward model, whose heads start at zero.
 
 In: ModelSettings. Out: nn.Modules in their compute dtype, without dropout (METHODS: dropout is off in every forward
-that produces log-probs). Left out: ZeRO (the engines'), forwards over packed rows (actors.forward).
+that produces log-probs). Left out: ZeRO (the engines'), forwards over packed rows (actors.models.forward).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.adapters import attach
-from actors.attention import implementation
-from actors.forward import PackedTensors
-from actors.numerics import settle_kernels
-from actors.reward_model import exact_head
+from actors.models.adapters import attach
+from actors.models.attention import implementation
+from actors.models.forward import PackedTensors
+from actors.models.numerics import settle_kernels
+from actors.models.reward_model import exact_head
 from learners.method import ModelSettings
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from actors.forward import PackedTensors, token_logprobs
-from actors.packing import MicroBatch
+from actors.models.forward import PackedTensors, token_logprobs
+from actors.models.packing import MicroBatch
 from learners.aggregation import BatchTotals, batch_totals
 from learners.base import PolicyBase, step_metrics
 from learners.engine import TrainEngine

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from actors.forward import PackedTensors, token_logprobs
-from actors.packing import MicroBatch
+from actors.models.forward import PackedTensors, token_logprobs
+from actors.models.packing import MicroBatch
 from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums
 from learners.engine import TrainEngine

@@ -2,7 +2,7 @@
 
 In: pairs laid out as a SampleBatch (margins as the chosen rows' scores) or single responses with ratings as scores.
 Out: scores of rows, metrics, files. Every method is collective. Left out: using a trained model as a scorer
-(actors/reward_model.py).
+(actors/models/reward_model.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.forward import PackedTensors, to_tensors
-from actors.packing import MicroBatch, micro_batches
+from actors.models.forward import PackedTensors, to_tensors
+from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.base import LearnerBase
 from learners.engine import TrainEngine, unwrapped

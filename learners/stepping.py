@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from actors.forward import PackedTensors, to_tensors
-from actors.packing import MicroBatch, micro_batches
+from actors.models.forward import PackedTensors, to_tensors
+from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.engine import StepResult, TrainEngine
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from actors.forward import PackedTensors, token_logprobs
-from actors.packing import MicroBatch
+from actors.models.forward import PackedTensors, token_logprobs
+from actors.models.packing import MicroBatch
 from actors.types import ENVIRONMENT_TURN
 from learners.aggregation import masked
 from learners.base import PolicyBase

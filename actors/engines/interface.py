@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from actors.types import FinishReason, WeightBucket
 
 

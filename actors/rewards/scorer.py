@@ -2,7 +2,7 @@
 
 In: a SampleBatch and its prompts by group. Out: a ScoreBatch aligned with the batch's rows, and `ScoreStats`. A sample
 without a score stays without one, whatever its other parts say. Left out: KL and advantages (learners), loading reward
-models (actors/reward_model.py), and how many failures a run may have (the driver).
+models (actors/models/reward_model.py), and how many failures a run may have (the driver).
 """
 
 from __future__ import annotations

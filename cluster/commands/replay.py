@@ -56,7 +56,7 @@ def _weights_before(run: RunDirectory, step: int) -> Path | None:
 
 
 def _replayed(config: Any, weights: Path | None, inputs: Any) -> Replayed:
-    from actors.pretrained import resolve_model
+    from actors.models.pretrained import resolve_model
     from cluster.config import resolve
     from cluster.roles.learner import LearnerRole, LearnerSpec
     from learners.process_group import destroy_process_group

@@ -1,6 +1,7 @@
 """The `model.lora` section: data only.
 
-In: nothing. Out: a pydantic model. Left out: what it excludes (lora_rules.py), what an adapter is (actors/lora.py).
+In: nothing. Out: a pydantic model. Left out: what it excludes (lora_rules.py), what an adapter is
+(actors/models/lora.py).
 """
 
 from __future__ import annotations

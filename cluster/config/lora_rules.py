@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from actors.lora import ENGINE_RANKS
+from actors.models.lora import ENGINE_RANKS
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
 

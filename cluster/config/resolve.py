@@ -10,7 +10,7 @@ import dataclasses
 import math
 
 from actors.engines.interface import EngineSettings
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from cluster.pool.admission import Admission

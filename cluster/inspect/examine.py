@@ -133,7 +133,7 @@ def _adapter_problems(config: Config, path: Path) -> Iterator[Problem]:
     lora = config.model.lora
     if lora is None or lora.targets == "all-linear":
         return
-    from actors.adapters import missing_targets
+    from actors.models.adapters import missing_targets
 
     for target, layers in missing_targets(str(path), lora.targets).items():
         wrong = f"the model has no linear layer named {target}; its layers' names end in {', '.join(layers)}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engines.limits import read_model_config
-from actors.pretrained import HUB_ID, PACKAGE_PREFIX, ModelNotFound, resolve_model
+from actors.models.pretrained import HUB_ID, PACKAGE_PREFIX, ModelNotFound, resolve_model
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHTS = ("*.safetensors", "*.bin")

@@ -121,7 +121,7 @@ class LearnerRole:
         return CriticLearner(engine, self._spec.trains, self._spec.critic.update)
 
     def _build_reference(self) -> Any:
-        from actors.reference import ReferenceScorer
+        from actors.models.reference import ReferenceScorer
 
         settings = self._spec.policy
         return ReferenceScorer(

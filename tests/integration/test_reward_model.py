@@ -11,7 +11,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from actors.reward_model import RewardModel, load_classifier, score_batch
+from actors.models.reward_model import RewardModel, load_classifier, score_batch
 from tests.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
 
 

@@ -247,7 +247,9 @@ def test_missing_and_unknown_files_are_named(tmp_path, tokenizer):
 
 
 def test_data_and_rewards_import_without_torch_ray_or_vllm():
-    modules = "actors.data, actors.rewards.runner, actors.rewards.scorer, actors.rewards.builtin, actors.pretrained"
+    modules = (
+        "actors.data, actors.rewards.runner, actors.rewards.scorer, actors.rewards.builtin, actors.models.pretrained"
+    )
     code = f"import sys, {modules}; print([m for m in ('torch', 'ray', 'vllm', 'transformers') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.packing import lay_out, plant
+from actors.models.packing import lay_out, plant
 from actors.types import FinishReason, SampleBatch, ScoreBatch
 from learners.experience import build_experience, minibatch_rows, packed_index, pad, slot_index
 from learners.method import Method, StepInputs, UpdateSettings, needs_old

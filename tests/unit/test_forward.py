@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from actors.engines.probe import Mismatch, mismatch, worth_recording
-from actors.forward import CHUNK, _LogProbs, score_tokens, to_tensors, token_logprobs
-from actors.packing import fill, lay_out, micro_batches, plant
-from actors.reference import ReferenceScorer
+from actors.models.forward import CHUNK, _LogProbs, score_tokens, to_tensors, token_logprobs
+from actors.models.packing import fill, lay_out, micro_batches, plant
+from actors.models.reference import ReferenceScorer
 from learners.method import ModelSettings, TokenColumn, assemble
 from learners.models import load_critic, load_policy
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch

@@ -6,7 +6,7 @@ The race itself (pytorch issue 188792) shows in too few starts for a test; that 
 import pytest
 import torch
 
-from actors import numerics
+from actors.models import numerics
 from learners import models
 from learners.method import ModelSettings
 from tests.fixtures.tiny_model import make_tiny_model

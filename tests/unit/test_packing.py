@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.packing import fill, lay_out, micro_batches, plant, share_out
+from actors.models.packing import fill, lay_out, micro_batches, plant, share_out
 from tests.fixtures.columns import batch_of, random_batch, sample
 
 GROUPS = st.lists(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.forward import to_tensors
-from actors.packing import micro_batches
+from actors.models.forward import to_tensors
+from actors.models.packing import micro_batches
 from learners import preference, stepping
 from learners.method import PreferenceSettings, StepInputs, UpdateSettings, assemble
 from learners.preference import PreferenceLearner

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from cluster.config import resolve
 from learners.preference_losses import LOSSES
 from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE

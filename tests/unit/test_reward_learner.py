@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.reward_model import RewardModel
+from actors.models.reward_model import RewardModel
 from actors.types import SampleBatch
 from learners import stepping
 from learners.export import export_policy

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from actors.adapters import AdapterInbox, adapter_shapes, write_adapter
 from actors.engines.interface import EngineSettings
+from actors.models.adapters import AdapterInbox, adapter_shapes, write_adapter
 
 
 def adapter_args(settings: EngineSettings) -> dict[str, Any]:

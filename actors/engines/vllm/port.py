@@ -19,7 +19,7 @@ from vllm.v1.sample import sampler
 from actors.buckets import views_of
 from actors.engines.sampling import draw, uniforms
 from actors.engines.vllm.adapter import add_by_matmul
-from actors.numerics import settle_kernels
+from actors.models.numerics import settle_kernels
 from actors.types import WeightBucket
 
 settle_kernels()

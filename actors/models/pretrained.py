@@ -3,7 +3,7 @@
 In: a local directory; `package:PACKAGE/FILE.gguf`, a GGUF file inside an installed package, converted once to bfloat16
 safetensors with its tokenizer and chat template in a cache; or a hub id. Out: a path. The cache is $RAYLIGN_HOME, else
 ~/.cache/raylign; a conversion is made beside its target under a lock and renamed into place, so what exists is whole.
-`python -m actors.pretrained REF` prints the path. Left out: loading for training or inference.
+`python -m actors.models.pretrained REF` prints the path. Left out: loading for training or inference.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
-        print("usage: python -m actors.pretrained REF", file=sys.stderr)
+        print("usage: python -m actors.models.pretrained REF", file=sys.stderr)
         return 2
     try:
         print(resolve_model(arguments[0]))

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.attention import implementation
-from actors.forward import score_tokens
-from actors.numerics import settle_kernels
+from actors.models.attention import implementation
+from actors.models.forward import score_tokens
+from actors.models.numerics import settle_kernels
 from actors.types import SampleBatch
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.data.chat import Message
-from actors.numerics import settle_kernels
+from actors.models.numerics import settle_kernels
 
 
 class RewardModel:

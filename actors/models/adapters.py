@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from actors.buckets import tensors_of
-from actors.lora import LoraSettings
+from actors.models.lora import LoraSettings
 from actors.types import WeightBucket
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.packing import MicroBatch, micro_batches
+from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 
 CHUNK = 64
