@@ -17,8 +17,8 @@ from pathlib import Path
 
 import ray
 
-from actors.buckets import make_buckets
 from actors.engines.interface import EngineSettings
+from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
 from cluster.placement import RolePlan

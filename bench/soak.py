@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from actors.buckets import make_buckets
+from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
 from bench.process_rollout import ProcessRollout

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 import ray
 
-from actors.buckets import make_buckets
 from actors.engines.interface import EngineSettings
+from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.bench_elastic import publish
 from bench.common import table

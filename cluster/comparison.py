@@ -115,7 +115,7 @@ def _pairs(config: Config, path: Path) -> Answers:
 def verdicts(config: Config, judge: str, first: Answers, second: Answers) -> np.ndarray:
     """float64 [rows]: 1 where the second model's response wins in both orders, 0 where it loses, 0.5 a tie. judge: a
     model, or `module:function` as reward.judges takes it."""
-    from actors.judge import swapped
+    from actors.rewards.judge import swapped
     from cluster.config.reward import Judge
 
     settings = Judge(function=judge) if ":" in judge and not judge.startswith("package:") else Judge(path=judge)

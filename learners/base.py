@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.buckets import cut, make_bucket
 from actors.models.adapters import adapters_off, published_name
 from actors.models.forward import score_tokens
+from actors.transports.buckets import cut, make_bucket
 from actors.transports.interface import Sender
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engine import StepResult, TrainEngine, unwrapped

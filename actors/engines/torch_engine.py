@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 
-from actors.buckets import views_of
 from actors.engines.interface import EngineBetweenVersions, EngineSettings, Request, StepOutput
 from actors.engines.limits import end_tokens, refuse_sleep, room
 from actors.engines.sampling import draw, uniforms
 from actors.models.adapters import AdapterInbox, adapter_parameters, attach
 from actors.models.numerics import settle_kernels
+from actors.transports.buckets import views_of
 from actors.types import FinishReason, WeightBucket
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from actors.buckets import tensors_of
 from actors.models.lora import LoraSettings
+from actors.transports.buckets import tensors_of
 from actors.types import WeightBucket
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actors.judge import Judge, win_shares
+from actors.rewards.judge import Judge, win_shares
 from actors.rewards.runner import RewardRunner
 from actors.types import FinishReason, Prompt, SampleBatch, ScoreBatch
 

@@ -6,7 +6,7 @@ wrong. Left out: loading (the engine's), and whether loaded weights took effect 
 
 from __future__ import annotations
 
-from actors.buckets import bucket_bytes
+from actors.transports.buckets import bucket_bytes
 from actors.transports.interface import DeviceBucket
 from actors.types import PolicyVersion, WeightBucket, digest_buckets
 

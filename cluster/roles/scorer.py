@@ -18,7 +18,7 @@ from actors.types import Prompt, SampleBatch, ScoreBatch
 from cluster.roles.stacks import tell_when_asked
 
 if TYPE_CHECKING:
-    from actors.judge import Judge
+    from actors.rewards.judge import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _reward_model(model: RewardModelSpec, device: str) -> Any:
 
 
 def load_judge(judge: JudgeSpec, spec: ScorerSpec) -> Judge:
-    from actors.judge import TEMPLATE, FunctionJudge, ModelJudge
+    from actors.rewards.judge import TEMPLATE, FunctionJudge, ModelJudge
     from actors.rewards.runner import RewardRunner
 
     if judge.path is not None:

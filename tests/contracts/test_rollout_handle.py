@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from actors.buckets import make_buckets
 from actors.engines.interface import EngineSettings
 from actors.engines.torch_engine import TorchEngine
+from actors.transports.buckets import make_buckets
 from actors.types import FinishReason, PolicyVersion, Prompt, SampleBatch, SamplingSettings, digest_buckets
 from cluster.connection import Cluster
 from cluster.placement import RolePlan

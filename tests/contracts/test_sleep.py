@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from actors.buckets import make_buckets
 from actors.engines.interface import EngineBetweenVersions, EngineSettings, Request, RolloutEngine
+from actors.transports.buckets import make_buckets
 from tests.fixtures.engines import BUCKET_BYTES, start_engine, update
 from tests.fixtures.tiny_model import make_tiny_model
 

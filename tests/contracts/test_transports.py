@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.buckets import cut, make_bucket
 from actors.rollouts.reception import PublishRefused
 from actors.transports import receiver_for, sender_for
+from actors.transports.buckets import cut, make_bucket
 from actors.transports.collective import CollectiveSender
 from actors.transports.flat import checksum
 from actors.transports.interface import Link, TransportError

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.buckets import make_buckets
 from actors.engines.interface import EngineBetweenVersions, Request
 from actors.rollouts.reception import PublishRefused
 from actors.rollouts.worker import RolloutWorker, WorkerState
+from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, WeightBucket, digest_buckets
 from tests.fixtures.engines import BUCKET_BYTES, ENGINES, Pair, start_engine, update
 from tests.fixtures.tiny_model import make_tiny_model

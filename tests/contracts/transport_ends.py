@@ -73,7 +73,7 @@ class _Serving:
 
     def take(self, parcel: Any) -> str:
         """The bucket's digest, as this end computes it."""
-        from actors.buckets import tensors_of
+        from actors.transports.buckets import tensors_of
 
         bucket = self.receiver.open(parcel)
         self.reception.check(bucket)

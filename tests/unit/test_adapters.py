@@ -10,10 +10,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from actors.buckets import tensors_of
 from actors.models.adapters import PREFIX, adapted_layers, adapter_shapes, adapters_off
 from actors.models.lora import LoraSettings
 from actors.models.reference import ReferenceScorer
+from actors.transports.buckets import tensors_of
 from learners.engine_settings import OptimizerSettings
 from learners.export import export_adapter, export_policy
 from learners.merging import Scaling

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.buckets import make_buckets, tensors_of, views_of
 from actors.engines.interface import EngineSettings
 from actors.engines.limits import end_tokens, room, unsupported_reason, untrainable_reason
 from actors.engines.sampling import draw, restrict, uniforms
+from actors.transports.buckets import make_buckets, tensors_of, views_of
 
 
 def test_uniform_numbers_are_flat_and_depend_on_seed_and_position_only():

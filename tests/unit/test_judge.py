@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from actors.judge import FunctionJudge, ModelJudge, swapped, win_shares
+from actors.rewards.judge import FunctionJudge, ModelJudge, swapped, win_shares
 from actors.rewards.runner import RewardRunner
 from actors.rewards.spec import RewardSpec
 from tests.fixtures.tiny_model import make_tiny_model

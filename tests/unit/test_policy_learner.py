@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.buckets import tensors_of
+from actors.transports.buckets import tensors_of
 from actors.types import digest_buckets
 from learners import stepping
 from learners.experience import build_experience

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from actors.buckets import make_buckets
 from actors.engines.interface import Request
 from actors.rollouts.generation import RolloutStats, token_versions
 from actors.rollouts.reception import PublishRefused
 from actors.rollouts.worker import RolloutStalled, RolloutWorker, WorkerState, WrongVersion
+from actors.transports.buckets import make_buckets
 from actors.types import FinishReason, PolicyVersion, Prompt, SamplingSettings, digest_buckets, sample_seed
 from tests.fixtures.scripted_engine import ScriptedEngine
 

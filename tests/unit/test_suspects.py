@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.buckets import make_bucket
 from actors.rollouts.pace import Pace
+from actors.transports.buckets import make_bucket
 from actors.transports.sparse_delta import DeltaBucket, DeltaReceiver, DeltaSender
 from actors.types import PolicyVersion, digest_buckets
 from tests.fixtures.local_rollout import LocalRollout

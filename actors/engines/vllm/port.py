@@ -16,10 +16,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample import sampler
 
-from actors.buckets import views_of
 from actors.engines.sampling import draw, uniforms
 from actors.engines.vllm.adapter import add_by_matmul
 from actors.models.numerics import settle_kernels
+from actors.transports.buckets import views_of
 from actors.types import WeightBucket
 
 settle_kernels()
