@@ -108,7 +108,7 @@ def raylign(kind: str) -> tuple[float, float]:
     from cluster.roles.learner import LearnerRole, LearnerSpec
     from learners.base import row_sums
     from learners.engine_settings import OptimizerSettings, ZeroSettings
-    from learners.method import (
+    from learners.methods.method import (
         LearnerSettings,
         ModelSettings,
         PreferenceSettings,

@@ -29,7 +29,7 @@ from cluster.run.shares import calls_of, step_times
 from cluster.run.state import DriverState
 from cluster.run.timeline import Timeline
 from cluster.workers import LearnerGroup
-from learners.method import UpdateResult
+from learners.methods.method import UpdateResult
 
 
 class Job:

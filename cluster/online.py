@@ -35,7 +35,7 @@ from cluster.rollouts import start_pool
 from cluster.run.samples import write_samples
 from cluster.scoring import Scoring
 from cluster.workers import LearnerGroup, ScorerPool, get, put
-from learners.method import TokenDetails
+from learners.methods.method import TokenDetails
 
 COPY_BYTES = 64 << 20
 FIRST_PROBE = 64

@@ -19,8 +19,8 @@ from cluster.columns import StepColumns
 from cluster.config import resolve
 from cluster.inputs import OnlineInputs
 from cluster.online import OnlineJob, once
-from learners.kl_control import AdaptiveKL
-from learners.method import UpdateResult, needs_old
+from learners.methods.kl_control import AdaptiveKL
+from learners.methods.method import UpdateResult, needs_old
 
 
 class PolicyGradientJob(OnlineJob):

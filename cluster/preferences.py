@@ -19,7 +19,7 @@ from cluster.config import resolve
 from cluster.offline import OfflineJob, Part, Placed
 from cluster.reference_sums import ReferenceSums, weights_identity
 from cluster.run.evaluation import followed
-from learners.presets import REFERENCE_FREE
+from learners.methods.presets import REFERENCE_FREE
 
 
 class PreferenceJob(OfflineJob):

@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.types import ScoreBatch
 from cluster.run.samples import SampleRecord
-from learners.method import TokenDetails
+from learners.methods.method import TokenDetails
 
 
 def sample_records(

@@ -15,7 +15,7 @@ from cluster.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
 from cluster.columns import Ref
 from cluster.errors import RunFailed
 from cluster.workers import ScorerPool, put
-from learners.constraint import Multiplier, constrained_scores
+from learners.methods.constraint import Multiplier, constrained_scores
 
 if TYPE_CHECKING:
     from cluster.job import Job

@@ -23,7 +23,7 @@ from actors.transports.interface import Sender
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engine import StepResult, TrainEngine, unwrapped
 from learners.merging import Scaling, merged, scalings
-from learners.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.saving import Write, write_now
 from learners.stepping import MicroLoss, optimise
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from actors.models.packing import MicroBatch
 from actors.types import FinishReason, SampleBatch
-from learners import advantages as adv
-from learners.aggregation import masked
-from learners.method import Method, StepInputs
-from learners.presets import Preset
-from learners.row_advantages import ROW_ADVANTAGES, Rows
+from learners.methods import advantages as adv
+from learners.methods.aggregation import masked
+from learners.methods.method import Method, StepInputs
+from learners.methods.presets import Preset
+from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
 
 
 @dataclass(frozen=True, slots=True)

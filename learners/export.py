@@ -23,7 +23,7 @@ from actors.models.lora import LoraSettings
 from actors.models.pretrained import HUB_ID
 from actors.types import SampleBatch, ScoreBatch
 from learners.base import LearnerBase
-from learners.method import StepInputs
+from learners.methods.method import StepInputs
 
 CARRIED = (
     "config.json",

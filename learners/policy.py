@@ -14,13 +14,13 @@ import torch
 
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
-from learners.aggregation import BatchTotals, batch_totals
 from learners.base import PolicyBase, step_metrics
 from learners.engine import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
-from learners.kl import kl_tokens
-from learners.method import Method, StepInputs, TokenDetails, UpdateResult, UpdateSettings, needs_old
-from learners.policy_losses import policy_loss
+from learners.methods.aggregation import BatchTotals, batch_totals
+from learners.methods.kl import kl_tokens
+from learners.methods.method import Method, StepInputs, TokenDetails, UpdateResult, UpdateSettings, needs_old
+from learners.methods.policy_losses import policy_loss
 from learners.stepping import RunningMean, gather_known, optimise
 
 

@@ -19,8 +19,8 @@ from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums
 from learners.engine import TrainEngine
 from learners.experience import packed_index, pad
-from learners.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
-from learners.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
+from learners.methods.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
+from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
 
 
 class PreferenceLearner(PolicyBase):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from learners.method import StepInputs
+from learners.methods.method import StepInputs
 
 
 @dataclass(frozen=True, slots=True)

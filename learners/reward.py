@@ -18,9 +18,9 @@ from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.base import LearnerBase
 from learners.engine import TrainEngine, unwrapped
-from learners.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.preference_losses import reward_model_loss
 from learners.preference import longest_pair, sides
-from learners.preference_losses import reward_model_loss
 
 PREFIX = "classifier."
 """Of every parameter's name in `models.RewardNetwork`."""

@@ -15,9 +15,9 @@ import torch
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
 from actors.types import ENVIRONMENT_TURN
-from learners.aggregation import masked
 from learners.base import PolicyBase
-from learners.method import StepInputs, UpdateResult
+from learners.methods.aggregation import masked
+from learners.methods.method import StepInputs, UpdateResult
 
 
 class SupervisedLearner(PolicyBase):

@@ -1,4 +1,4 @@
-"""The `algorithm` section: data only. What a method's name stands for is in learners/presets.py.
+"""The `algorithm` section: data only. What a method's name stands for is in learners/methods/presets.py.
 
 In: nothing. Out: pydantic models; a field that is not set is the preset's. Left out: which fields a method has no use
 for (rules.py, offline_rules.py).
@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config.section import Count, Fraction, NonNegative, Positive, Section
-from learners.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
+from learners.methods.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
 
 METHODS = (*PRESETS, *PREFERENCE_PRESETS, "sft", "reward_model")
 

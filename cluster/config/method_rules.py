@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from cluster.config.algorithm import Algorithm
 from cluster.config.problem import Problem
 from cluster.config.schema import Config, Data
-from learners.presets import PREFERENCE_PRESETS, PRESETS
+from learners.methods.presets import PREFERENCE_PRESETS, PRESETS
 
 PREFERENCE_METHODS = tuple(PREFERENCE_PRESETS)
 POLICY_GRADIENT_KEYS = ("advantage", "whiten", "gamma", "gae_lambda", "loss", "kl", "correction", "resample")

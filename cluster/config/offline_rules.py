@@ -12,7 +12,7 @@ from cluster.config.algorithm import RewardModelling
 from cluster.config.problem import Problem
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
-from learners.presets import PREFERENCE_FIELDS
+from learners.methods.presets import PREFERENCE_FIELDS
 
 
 def offline_problems(config: Config) -> Iterator[Problem]:

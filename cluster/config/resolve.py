@@ -17,7 +17,7 @@ from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.recovery import RecoveryLimits
 from learners.engine_settings import OptimizerSettings, ZeroSettings
-from learners.method import (
+from learners.methods.method import (
     LearnerSettings,
     Method,
     ModelSettings,
@@ -26,7 +26,7 @@ from learners.method import (
     Training,
     UpdateSettings,
 )
-from learners.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset
+from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset
 
 
 def resolve_preset(config: Config) -> Preset:

@@ -20,7 +20,7 @@ from cluster.config.rollout_rules import rollout_problems
 from cluster.config.schedule_rules import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
 from cluster.config.transport import transport_problems
-from learners.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
+from learners.methods.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 
 
 def cross_section_problems(config: Config) -> list[Problem]:

@@ -20,7 +20,7 @@ import numpy as np
 from actors.types import SampleBatch, WeightBucket, WeightSummary
 from cluster.roles.stacks import tell_when_asked
 from cluster.roles.step_inputs import step_inputs
-from learners.method import (
+from learners.methods.method import (
     LearnerSettings,
     Method,
     PreferenceSettings,

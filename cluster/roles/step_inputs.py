@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from actors.types import SampleBatch, ScoreBatch
-from learners.method import StepInputs, assemble
+from learners.methods.method import StepInputs, assemble
 
 
 def step_inputs(layout: Mapping[str, Any], columns: Sequence[Any]) -> StepInputs:

@@ -21,7 +21,7 @@ from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.calls import first_line, get, options, stop
 from cluster.workers.lease import answering, leased, living
-from learners.method import UpdateResult, assemble
+from learners.methods.method import UpdateResult, assemble
 
 WATCH_EVERY_S = 1.0
 LEFT_BEHIND_S = 60.0

@@ -17,10 +17,10 @@ from actors.models.lora import LoraSettings
 from learners.base import LearnerBase
 from learners.deepspeed_engine import DeepSpeedEngine, construction_context
 from learners.engine import OptimizerSettings
-from learners.method import Method, ModelSettings, StepInputs, TokenColumn, UpdateSettings, assemble
+from learners.methods.method import Method, ModelSettings, StepInputs, TokenColumn, UpdateSettings, assemble
+from learners.methods.presets import PRESETS
 from learners.models import load_policy
 from learners.policy import PolicyLearner
-from learners.presets import PRESETS
 from learners.torch_engine import TorchEngine
 from tests.contracts.train_engine_cases import CPU, zero_settings
 from tests.fixtures.columns import random_batch, scores_of

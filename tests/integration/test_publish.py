@@ -21,10 +21,10 @@ from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.publish import Publisher
 from learners.engine_settings import OptimizerSettings
-from learners.method import Method, ModelSettings, UpdateSettings
+from learners.methods.method import Method, ModelSettings, UpdateSettings
+from learners.methods.presets import PRESETS
 from learners.models import load_policy
 from learners.policy import PolicyLearner
-from learners.presets import PRESETS
 from learners.torch_engine import TorchEngine
 
 

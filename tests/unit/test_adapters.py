@@ -17,10 +17,10 @@ from actors.transports.buckets import tensors_of
 from learners.engine_settings import OptimizerSettings
 from learners.export import export_adapter, export_policy
 from learners.merging import Scaling
-from learners.method import Method, ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.presets import PRESETS
 from learners.models import load_policy, load_reward_model
 from learners.policy import PolicyLearner
-from learners.presets import PRESETS
 from learners.reward import RewardLearner
 from learners.torch_engine import TorchEngine
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch, scores_of

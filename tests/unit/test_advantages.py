@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.advantages import (
+from learners.methods.advantages import (
     Moments,
     gae,
     group_advantages,

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.aggregation import BatchTotals, aggregate, batch_totals, masked, token_mean
-from learners.presets import AGGREGATIONS
+from learners.methods.aggregation import BatchTotals, aggregate, batch_totals, masked, token_mean
+from learners.methods.presets import AGGREGATIONS
 
 MASK = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
 LOSS = torch.tensor([[1.0, 2.0, 9.0], [9.0, 9.0, 9.0], [5.0, 9.0, 9.0]])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from learners.constraint import Multiplier, constrained_scores
+from learners.methods.constraint import Multiplier, constrained_scores
 
 
 def test_scores_are_rewards_less_costs_over_one_plus_lambda():

@@ -8,10 +8,10 @@ import torch
 
 from learners.critic import CriticLearner
 from learners.experience import build_experience
-from learners.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.presets import PRESETS
+from learners.methods.value_loss import value_loss
 from learners.models import load_critic, load_policy
-from learners.presets import PRESETS
-from learners.value_loss import value_loss
 from tests.fixtures.columns import (
     as_rank,
     critic_engine,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from actors.models.packing import lay_out, plant
 from actors.types import FinishReason, SampleBatch, ScoreBatch
 from learners.experience import build_experience, minibatch_rows, packed_index, pad, slot_index
-from learners.method import Method, StepInputs, UpdateSettings, needs_old
-from learners.presets import PRESETS, TOKEN_ADVANTAGES
-from learners.row_advantages import ROW_ADVANTAGES
+from learners.methods.method import Method, StepInputs, UpdateSettings, needs_old
+from learners.methods.presets import PRESETS, TOKEN_ADVANTAGES
+from learners.methods.row_advantages import ROW_ADVANTAGES
 from tests.fixtures.columns import batch_of, random_batch, read_only, sample, scores_of
 
 NAN = float("nan")

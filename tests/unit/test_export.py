@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learners import export
 from learners.export import dump_inputs, export_policy
-from learners.method import Method, StepInputs, UpdateSettings
+from learners.methods.method import Method, StepInputs, UpdateSettings
+from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner
-from learners.presets import PRESETS
 from tests.fixtures.columns import as_rank, policy_engine, random_batch, scores_of
 from tests.fixtures.tiny_model import make_tiny_model
 

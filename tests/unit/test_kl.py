@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learners.kl import AdaptiveKL, FixedKL, kl_controller, kl_tokens
+from learners.methods.kl import AdaptiveKL, FixedKL, kl_controller, kl_tokens
 
 
 @pytest.mark.parametrize(

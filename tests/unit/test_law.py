@@ -111,7 +111,7 @@ def test_workers_are_called_in_one_file():
         ("import actors.types, actors.engines.interface, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
         ("import cluster.driver, cluster.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),
         ("import cluster.roles", {"torch", "ray", "vllm", "deepspeed"}),
-        ("import learners.method, learners.presets", {"torch", "ray", "vllm", "deepspeed"}),
+        ("import learners.methods.method, learners.methods.presets", {"torch", "ray", "vllm", "deepspeed"}),
     ],
 )
 def test_what_must_start_fast_pulls_in_no_engine(statement, absent):

@@ -8,7 +8,7 @@ import torch
 
 from actors.models import numerics
 from learners import models
-from learners.method import ModelSettings
+from learners.methods.method import ModelSettings
 from tests.fixtures.tiny_model import make_tiny_model
 
 

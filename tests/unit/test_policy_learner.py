@@ -11,11 +11,11 @@ from actors.transports.buckets import tensors_of
 from actors.types import digest_buckets
 from learners import stepping
 from learners.experience import build_experience
-from learners.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.policy_losses import policy_loss
+from learners.methods.presets import PRESETS
 from learners.models import load_critic, load_policy
 from learners.policy import PolicyLearner
-from learners.policy_losses import policy_loss
-from learners.presets import PRESETS
 from tests.fixtures.columns import (
     as_rank,
     batch_of,

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.aggregation import batch_totals
-from learners.policy_losses import CORRECTIONS, RATIOS, SURROGATES, policy_loss
-from learners.presets import CORRECTION_NAMES, KIND_NAMES, PRESETS, RATIO_NAMES, PolicyLossSettings, preset
+from learners.methods.aggregation import batch_totals
+from learners.methods.policy_losses import CORRECTIONS, RATIOS, SURROGATES, policy_loss
+from learners.methods.presets import CORRECTION_NAMES, KIND_NAMES, PRESETS, RATIO_NAMES, PolicyLossSettings, preset
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
 ROW = torch.ones(1, 2, dtype=torch.bool)
@@ -290,5 +290,5 @@ def test_presets_agree_with_themselves_on_where_the_kl_sits():
 
 
 def test_presets_import_without_torch():
-    code = "import sys, learners.presets; sys.exit('torch' in sys.modules)"
+    code = "import sys, learners.methods.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

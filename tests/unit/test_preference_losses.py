@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss, reward_model_loss
-from learners.presets import PREFERENCE_NAMES, PreferenceSettings
+from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss, reward_model_loss
+from learners.methods.presets import PREFERENCE_NAMES, PreferenceSettings
 
 
 def sg(x):

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TRIAL = """
 import torch
 from torch import Tensor
-from learners import presets
-from learners.presets import Preset, PolicyLossSettings
-from learners.row_advantages import ROW_ADVANTAGES, Rows, row_advantage
+from learners.methods import presets
+from learners.methods.presets import Preset, PolicyLossSettings
+from learners.methods.row_advantages import ROW_ADVANTAGES, Rows, row_advantage
 
 {function}
 
@@ -32,7 +32,7 @@ assert found.preset.advantage == "median", found
 
 import numpy as np
 from learners.experience import build_experience
-from learners.method import StepInputs
+from learners.methods.method import StepInputs
 from tests.fixtures.columns import batch_of, sample, scores_of
 
 batch = batch_of(*(sample(0, i, [5], [6, 7]) for i in range(3)))

@@ -17,7 +17,7 @@ from cluster.config import load_config
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
 from learners.export import dump_inputs, load_inputs
-from learners.method import StepInputs
+from learners.methods.method import StepInputs
 from tests.fixtures.columns import random_batch, scores_of
 from tests.integration.runs import recipe
 

@@ -6,8 +6,8 @@ import pytest
 
 from actors.models.lora import LoraSettings
 from cluster.config import resolve
-from learners.preference_losses import LOSSES
-from learners.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE
+from learners.methods.preference_losses import LOSSES
+from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, REFERENCE_FREE
 from tests.fixtures.configs import DPO, GRPO, PPO, config
 
 PLAIN_GRPO = GRPO.replace("{name: grpo, kl: {place: none}}", "grpo")

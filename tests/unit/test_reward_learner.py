@@ -8,7 +8,7 @@ from actors.models.reward_model import RewardModel
 from actors.types import SampleBatch
 from learners import stepping
 from learners.export import export_policy
-from learners.method import ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
 from learners.models import load_reward_model
 from learners.optimizer import OptimizerSettings
 from learners.reward import RewardLearner, rating_loss

@@ -12,7 +12,7 @@ from cluster.errors import LearnerLost, RunFailed
 from cluster.job import Job
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.run.state import DriverState
-from learners.method import UpdateResult
+from learners.methods.method import UpdateResult
 from tests.fixtures.configs import PPO, config
 
 PATIENT = ("data.heldout=8", "evaluation.every_steps=2", "evaluation.patience=3")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learners import stepping
-from learners.method import StepInputs, UpdateSettings
+from learners.methods.method import StepInputs, UpdateSettings
 from learners.supervised import SupervisedLearner
 from tests.fixtures.columns import (
     as_rank,

@@ -19,7 +19,7 @@ from actors.types import (
     digest_buckets,
     sample_seed,
 )
-from learners.method import TokenColumn, TokenDetails, UpdateResult, assemble
+from learners.methods.method import TokenColumn, TokenDetails, UpdateResult, assemble
 from tests.fixtures.columns import batch_of, sample
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learners.aggregation import batch_totals
-from learners.value_loss import explained_variance, value_loss
+from learners.methods.aggregation import batch_totals
+from learners.methods.value_loss import explained_variance, value_loss
 
 ALL = torch.ones(1, 1, dtype=torch.bool)
 

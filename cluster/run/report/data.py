@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.run.metrics import Interval, Row
-from learners.presets import PRESETS
+from learners.methods.presets import PRESETS
 
 MAX_POINTS = 2000
 """Steps drawn at most; a longer run is thinned evenly, evaluations kept."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.presets import AGGREGATIONS
+from learners.methods.presets import AGGREGATIONS
 
 
 @dataclass(frozen=True, slots=True)

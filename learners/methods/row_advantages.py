@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from learners import advantages as adv
+from learners.methods import advantages as adv
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 from actors.models.lora import LoraSettings
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engine_settings import OptimizerSettings, ZeroSettings
-from learners.presets import PreferenceSettings, Preset, RewardModelSettings
+from learners.methods.presets import PreferenceSettings, Preset, RewardModelSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.aggregation import masked, real
-from learners.kl import kl_tokens
+from learners.methods.aggregation import masked, real
+from learners.methods.kl import kl_tokens
 
 # --- rewards ---
 

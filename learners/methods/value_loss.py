@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from learners.aggregation import BatchTotals, aggregate, batch_totals, masked, token_mean
+from learners.methods.aggregation import BatchTotals, aggregate, batch_totals, masked, token_mean
 
 EXPLAINED_VARIANCE_SUMS = (
     "value/return_mean",

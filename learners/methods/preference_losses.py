@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from learners.aggregation import masked, real
-from learners.presets import PREFERENCE_LOSSES, PreferenceSettings
+from learners.methods.aggregation import masked, real
+from learners.methods.presets import PREFERENCE_LOSSES, PreferenceSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learners.aggregation import real
-from learners.kl_control import AdaptiveKL, FixedKL, kl_controller
-from learners.presets import KL_KINDS
+from learners.methods.aggregation import real
+from learners.methods.kl_control import AdaptiveKL, FixedKL, kl_controller
+from learners.methods.presets import KL_KINDS
 
 __all__ = ["AdaptiveKL", "FixedKL", "bounded_exp", "kl_controller", "kl_tokens"]
 

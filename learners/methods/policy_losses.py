@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learners.aggregation import BatchTotals, aggregate, batch_totals, masked, row_counts, token_mean
-from learners.kl import bounded_exp, kl_tokens
-from learners.presets import PolicyLossSettings
+from learners.methods.aggregation import BatchTotals, aggregate, batch_totals, masked, row_counts, token_mean
+from learners.methods.kl import bounded_exp, kl_tokens
+from learners.methods.presets import PolicyLossSettings
 
 # --- ratios: (d_BT zero outside the mask, mask_BT) -> (ratio_BT, share: what a token carries of its row's loss) ---
 
