@@ -107,7 +107,7 @@ def raylign(kind: str) -> tuple[float, float]:
     from actors.types import ScoreBatch
     from cluster.roles.learner import LearnerRole, LearnerSpec
     from learners.base import row_sums
-    from learners.engine_settings import OptimizerSettings, ZeroSettings
+    from learners.engines.settings import OptimizerSettings, ZeroSettings
     from learners.methods.method import (
         LearnerSettings,
         ModelSettings,

@@ -13,14 +13,14 @@ import torch
 
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
 from bench.common import THREADS, alternate, as_a_worker, model_path, prompts, table
-from learners.deepspeed_engine import DeepSpeedEngine
-from learners.engine_settings import OptimizerSettings, ZeroSettings
+from learners.engines.deepspeed_engine import DeepSpeedEngine
+from learners.engines.models import load_policy
+from learners.engines.process_group import init_process_group
+from learners.engines.settings import OptimizerSettings, ZeroSettings
+from learners.engines.torch_engine import TorchEngine
 from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings
 from learners.methods.presets import PRESETS
-from learners.models import load_policy
 from learners.policy import PolicyLearner
-from learners.process_group import init_process_group
-from learners.torch_engine import TorchEngine
 
 GROUPS, SAMPLES, LENGTH = 8, 8, 22
 

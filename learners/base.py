@@ -21,10 +21,10 @@ from actors.models.forward import score_tokens
 from actors.transports.buckets import cut, make_bucket
 from actors.transports.interface import Sender
 from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
-from learners.engine import StepResult, TrainEngine, unwrapped
-from learners.merging import Scaling, merged, scalings
+from learners.engines.interface import StepResult, TrainEngine, unwrapped
+from learners.engines.merging import Scaling, merged, scalings
+from learners.engines.saving import Write, write_now
 from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
-from learners.saving import Write, write_now
 from learners.stepping import MicroLoss, optimise
 
 

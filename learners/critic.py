@@ -15,12 +15,12 @@ import torch
 from actors.models.forward import PackedTensors, to_tensors
 from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
-from learners.engine import TrainEngine
+from learners.engines.interface import TrainEngine
+from learners.engines.saving import Write, write_now
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad
 from learners.methods.aggregation import BatchTotals, batch_totals
 from learners.methods.method import Method, StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.methods.value_loss import EXPLAINED_VARIANCE_SUMS, explained_variance, value_loss
-from learners.saving import Write, write_now
 from learners.stepping import RunningMean, optimise
 
 

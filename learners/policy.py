@@ -15,7 +15,7 @@ import torch
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
 from learners.base import PolicyBase, step_metrics
-from learners.engine import TrainEngine
+from learners.engines.interface import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
 from learners.methods.aggregation import BatchTotals, batch_totals
 from learners.methods.kl import kl_tokens

@@ -17,7 +17,7 @@ from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
 from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums
-from learners.engine import TrainEngine
+from learners.engines.interface import TrainEngine
 from learners.experience import packed_index, pad
 from learners.methods.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
 from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss

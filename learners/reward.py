@@ -17,7 +17,7 @@ from actors.models.forward import PackedTensors, to_tensors
 from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.base import LearnerBase
-from learners.engine import TrainEngine, unwrapped
+from learners.engines.interface import TrainEngine, unwrapped
 from learners.methods.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.methods.preference_losses import reward_model_loss
 from learners.preference import longest_pair, sides

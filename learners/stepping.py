@@ -17,7 +17,7 @@ import torch.distributed as dist
 from actors.models.forward import PackedTensors, to_tensors
 from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
-from learners.engine import StepResult, TrainEngine
+from learners.engines.interface import StepResult, TrainEngine
 
 MicroLoss = Callable[[PackedTensors, MicroBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
 

@@ -59,7 +59,7 @@ def _replayed(config: Any, weights: Path | None, inputs: Any) -> Replayed:
     from actors.models.pretrained import resolve_model
     from cluster.config import resolve
     from cluster.roles.learner import LearnerRole, LearnerSpec
-    from learners.process_group import destroy_process_group
+    from learners.engines.process_group import destroy_process_group
     from learners.replay import replay as take_apart
 
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))

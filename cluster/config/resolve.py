@@ -16,7 +16,7 @@ from cluster.config.schema import Config, Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.recovery import RecoveryLimits
-from learners.engine_settings import OptimizerSettings, ZeroSettings
+from learners.engines.settings import OptimizerSettings, ZeroSettings
 from learners.methods.method import (
     LearnerSettings,
     Method,

@@ -31,7 +31,7 @@ from learners.methods.method import (
 )
 
 if TYPE_CHECKING:
-    from learners.engine import TrainEngine
+    from learners.engines.interface import TrainEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class LearnerRole:
         start = time.monotonic()
         import torch
 
-        from learners.process_group import backend_for, init_process_group
+        from learners.engines.process_group import backend_for, init_process_group
 
         spec = self._spec
         torch.manual_seed(0)
@@ -97,7 +97,7 @@ class LearnerRole:
         return {"import_s": imported - start, "build_s": time.monotonic() - imported}
 
     def _build_policy(self, device: Any) -> Any:
-        from learners.models import load_policy, load_reward_model
+        from learners.engines.models import load_policy, load_reward_model
         from learners.policy import PolicyLearner
         from learners.preference import PreferenceLearner
         from learners.reward import RewardLearner
@@ -115,7 +115,7 @@ class LearnerRole:
 
     def _build_critic(self, device: Any) -> Any:
         from learners.critic import CriticLearner
-        from learners.models import load_critic
+        from learners.engines.models import load_critic
 
         engine = _engine(self._spec.critic, load_critic, device)
         return CriticLearner(engine, self._spec.trains, self._spec.critic.update)
@@ -211,7 +211,7 @@ class LearnerRole:
 
     def save(self, directory: str) -> None:
         """Write the state into `directory`; where the spec says so a thread does, from a copy."""
-        from learners.saving import write_now
+        from learners.engines.saving import write_now
 
         if self._spec.saves_later:
             self._writer.begin()
@@ -229,7 +229,7 @@ class LearnerRole:
 
     @functools.cached_property
     def _writer(self) -> Any:
-        from learners.saving import LaterWriter
+        from learners.engines.saving import LaterWriter
 
         return LaterWriter()
 
@@ -259,12 +259,12 @@ class LearnerRole:
 
 def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEngine:
     if settings.backend == "torch":
-        from learners.torch_engine import TorchEngine
+        from learners.engines.torch_engine import TorchEngine
 
         return TorchEngine(
             load_model(settings.model), optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
         )
-    from learners.deepspeed_engine import DeepSpeedEngine, construction_context
+    from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
 
     with construction_context(settings.zero, settings.model.dtype):
         model = load_model(settings.model)

@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.models.lora import LoraSettings
 from actors.types import Sample, SampleBatch, ScoreBatch
-from learners.engine_settings import OptimizerSettings, ZeroSettings
+from learners.engines.settings import OptimizerSettings, ZeroSettings
 from learners.methods.presets import PreferenceSettings, Preset, RewardModelSettings
 
 

@@ -13,7 +13,9 @@ from tests.integration.runs import recipe, train
 def test_a_checkpoint_that_finds_no_room_is_told_and_the_run_goes_on(
     undisturbed: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    fault = Fault("disk full while a checkpoint is written", "learner-0", "learners.saving:save_file", do="nospace")
+    fault = Fault(
+        "disk full while a checkpoint is written", "learner-0", "learners.engines.saving:save_file", do="nospace"
+    )
     ended = run_with([fault], recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
     assert ended.code == 0, ended.output
     assert "the checkpoint of step 2 could not be written" in ended.after(fault.id, "damaged")[0]["text"]

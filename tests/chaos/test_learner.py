@@ -14,7 +14,9 @@ def test_a_learner_that_dies_in_every_phase_changes_nothing(
     """Before the first commit; in an update; while it gives its weights away; while it saves."""
     faults = [
         Fault("learner killed in a forward", "learner-0", "learners.policy:PolicyLearner.logprobs", call=2),
-        Fault("learner killed in a backward", "learner-0.1", "learners.torch_engine:TorchEngine.backward", call=4),
+        Fault(
+            "learner killed in a backward", "learner-0.1", "learners.engines.torch_engine:TorchEngine.backward", call=4
+        ),
         Fault(
             "learner killed at a publish", "learner-0.2", "learners.policy:PolicyLearner.published_parameters", call=3
         ),
@@ -32,7 +34,9 @@ def test_workers_of_the_asynchronous_schedule_go_on_while_the_learner_is_built_a
     """But for one that is lost while it gives its weights away: engines that hold a part of them make nothing."""
     schedule = {"kind": "asynchronous", "max_staleness": 2}
     changes = merged(CHANGES, {"deterministic": False, "rollout": {"schedule": schedule}})
-    busy = Fault("learner killed, workers go on", "learner-0", "learners.torch_engine:TorchEngine.backward", call=10)
+    busy = Fault(
+        "learner killed, workers go on", "learner-0", "learners.engines.torch_engine:TorchEngine.backward", call=10
+    )
     giving = Fault("at a publish", "learner-0.1", "learners.policy:PolicyLearner.published_parameters", call=3)
     ended = run_with([busy, giving], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
     assert ended.code == 0, ended.output

@@ -10,7 +10,9 @@ from tests.integration.runs import recipe, rows
 
 
 def test_a_gradient_that_is_not_finite_costs_its_step_and_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
-    fault = Fault("gradient not finite", "learner-0", "learners.torch_engine:TorchEngine.backward", call=3, do="nan")
+    fault = Fault(
+        "gradient not finite", "learner-0", "learners.engines.torch_engine:TorchEngine.backward", call=3, do="nan"
+    )
     ended = run_with([fault], recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
     assert ended.code == 0, ended.output
     (told,) = ended.after(fault.id, "nonfinite")

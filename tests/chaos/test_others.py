@@ -114,7 +114,14 @@ def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tm
         Fault(
             "worker ahead", "rollout-0", "actors.rollouts.worker:RolloutWorker.pump", call=20, do="jump", seconds=day
         ),
-        Fault("learner behind", "learner-0", "learners.torch_engine:TorchEngine.step", call=2, do="jump", seconds=-day),
+        Fault(
+            "learner behind",
+            "learner-0",
+            "learners.engines.torch_engine:TorchEngine.step",
+            call=2,
+            do="jump",
+            seconds=-day,
+        ),
     ]
     ended = run_with(faults, recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run")
     assert ended.code == 0, ended.output

@@ -31,7 +31,7 @@ def test_a_rank_that_dies_or_hangs_in_a_collective_changes_nothing(
     undisturbed_ranks: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     """A stopped rank is noticed when the update's deadline has passed: no sooner is it known from a slow one."""
-    engine = "learners.deepspeed_engine:DeepSpeedEngine"
+    engine = "learners.engines.deepspeed_engine:DeepSpeedEngine"
     faults = [
         Fault("rank killed in a backward", "learner-1", f"{engine}.backward", call=2),
         Fault("rank killed in a collective", "learner-0.1", f"{engine}._agree", call=2),

@@ -15,13 +15,13 @@ import torch.distributed as dist
 
 from actors.models.lora import LoraSettings
 from learners.base import LearnerBase
-from learners.deepspeed_engine import DeepSpeedEngine, construction_context
-from learners.engine import OptimizerSettings
+from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
+from learners.engines.interface import OptimizerSettings
+from learners.engines.models import load_policy
+from learners.engines.torch_engine import TorchEngine
 from learners.methods.method import Method, ModelSettings, StepInputs, TokenColumn, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
-from learners.models import load_policy
 from learners.policy import PolicyLearner
-from learners.torch_engine import TorchEngine
 from tests.contracts.train_engine_cases import CPU, zero_settings
 from tests.fixtures.columns import random_batch, scores_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from learners.engine import TrainEngine
+from learners.engines.interface import TrainEngine
 from tests.contracts.train_engine_cases import LENGTH, SMOOTH, VOCABULARY, Critic, llama, make
 
 ROWS = 6

@@ -1,4 +1,5 @@
-"""The contract of learners.engine.TrainEngine, for the torch twin and DeepSpeed's ZeRO 0-3, on one rank and on two.
+"""The contract of learners.engines.interface.TrainEngine, for the torch twin and DeepSpeed's ZeRO 0-3, on one rank and
+on two.
 
 One job of rank processes runs every case (importing the engines costs more than all of them) and hands back numbers;
 the expectations stand here, worked out by hand. `train_engine_cases` holds the models and what is done with them.

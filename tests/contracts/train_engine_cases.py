@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from learners.deepspeed_engine import DeepSpeedEngine, construction_context
-from learners.engine import OptimizerSettings, StepResult, TrainEngine, ZeroSettings
-from learners.torch_engine import TorchEngine
+from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
+from learners.engines.interface import OptimizerSettings, StepResult, TrainEngine, ZeroSettings
+from learners.engines.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")
 VOCABULARY, ROWS, LENGTH = 96, 8, 12

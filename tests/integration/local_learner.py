@@ -14,7 +14,7 @@ import ray
 from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.learner import LearnerGroup
-from learners.process_group import destroy_process_group
+from learners.engines.process_group import destroy_process_group
 
 
 class LocalLearnerGroup(LearnerGroup):

@@ -20,12 +20,12 @@ from actors.rollouts.worker import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.publish import Publisher
-from learners.engine_settings import OptimizerSettings
+from learners.engines.models import load_policy
+from learners.engines.settings import OptimizerSettings
+from learners.engines.torch_engine import TorchEngine
 from learners.methods.method import Method, ModelSettings, UpdateSettings
 from learners.methods.presets import PRESETS
-from learners.models import load_policy
 from learners.policy import PolicyLearner
-from learners.torch_engine import TorchEngine
 
 
 class LocalPool:

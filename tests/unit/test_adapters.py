@@ -14,15 +14,15 @@ from actors.models.adapters import PREFIX, adapted_layers, adapter_shapes, adapt
 from actors.models.lora import LoraSettings
 from actors.models.reference import ReferenceScorer
 from actors.transports.buckets import tensors_of
-from learners.engine_settings import OptimizerSettings
+from learners.engines.merging import Scaling
+from learners.engines.models import load_policy, load_reward_model
+from learners.engines.settings import OptimizerSettings
+from learners.engines.torch_engine import TorchEngine
 from learners.export import export_adapter, export_policy
-from learners.merging import Scaling
 from learners.methods.method import Method, ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
-from learners.models import load_policy, load_reward_model
 from learners.policy import PolicyLearner
 from learners.reward import RewardLearner
-from learners.torch_engine import TorchEngine
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch, scores_of
 from tests.fixtures.tiny_model import make_tiny_model
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from learners.critic import CriticLearner
+from learners.engines.models import load_critic, load_policy
 from learners.experience import build_experience
 from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
 from learners.methods.value_loss import value_loss
-from learners.models import load_critic, load_policy
 from tests.fixtures.columns import (
     as_rank,
     critic_engine,

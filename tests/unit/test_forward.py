@@ -10,8 +10,8 @@ from actors.engines.probe import Mismatch, mismatch, worth_recording
 from actors.models.forward import CHUNK, _LogProbs, score_tokens, to_tensors, token_logprobs
 from actors.models.packing import fill, lay_out, micro_batches, plant
 from actors.models.reference import ReferenceScorer
+from learners.engines.models import load_critic, load_policy
 from learners.methods.method import ModelSettings, TokenColumn, assemble
-from learners.models import load_critic, load_policy
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch
 from tests.fixtures.tiny_model import make_tiny_model
 

@@ -19,7 +19,7 @@ FORBIDDEN = {
 ONLY_IN = {
     "vllm": {"actors/engines/vllm/engine.py", "actors/engines/vllm/port.py"},
     # Sharded state is read where it lies: by the engine and its readers of shards.
-    "deepspeed": {"learners/deepspeed_engine.py", "learners/zero_shards.py"},
+    "deepspeed": {"learners/engines/deepspeed_engine.py", "learners/engines/zero_shards.py"},
 }
 RAY_CALLS = {"remote", "get", "put", "wait", "kill", "nodes"}
 RAY_CALLERS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.models import numerics
-from learners import models
+from learners.engines import models
 from learners.methods.method import ModelSettings
 from tests.fixtures.tiny_model import make_tiny_model
 

@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from learners.engine import OptimizerSettings
-from learners.optimizer import (
+from learners.engines.interface import OptimizerSettings
+from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
     check_settings,

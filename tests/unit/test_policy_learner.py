@@ -10,11 +10,11 @@ import torch
 from actors.transports.buckets import tensors_of
 from actors.types import digest_buckets
 from learners import stepping
+from learners.engines.models import load_critic, load_policy
 from learners.experience import build_experience
 from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
 from learners.methods.policy_losses import policy_loss
 from learners.methods.presets import PRESETS
-from learners.models import load_critic, load_policy
 from learners.policy import PolicyLearner
 from tests.fixtures.columns import (
     as_rank,

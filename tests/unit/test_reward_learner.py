@@ -7,12 +7,12 @@ import torch
 from actors.models.reward_model import RewardModel
 from actors.types import SampleBatch
 from learners import stepping
+from learners.engines.models import load_reward_model
+from learners.engines.optimizer import OptimizerSettings
+from learners.engines.torch_engine import TorchEngine
 from learners.export import export_policy
 from learners.methods.method import ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
-from learners.models import load_reward_model
-from learners.optimizer import OptimizerSettings
 from learners.reward import RewardLearner, rating_loss
-from learners.torch_engine import TorchEngine
 from tests.fixtures.columns import CPU, as_rank, batch_of, gradients_of, random_batch, sample, scores_of
 from tests.fixtures.tiny_model import make_tiny_model
 

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from learners import saving
-from learners.saving import LaterWriter, write_now
+from learners.engines import saving
+from learners.engines.saving import LaterWriter, write_now
 
 
 def wait(writer: LaterWriter) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from learners.share_layout import Copy, Piece, copies, from_json, slices, to_json, whole, window
+from learners.engines.share_layout import Copy, Piece, copies, from_json, slices, to_json, whole, window
 
 SIZES = [("a", 5), ("b", 3), ("c", 2)]
 

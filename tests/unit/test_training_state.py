@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from learners.engine import OptimizerSettings
-from learners.optimizer import adamw
-from learners.saving import write_now
-from learners.share_layout import Layout, slices, whole, window
-from learners.training_state import (
+from learners.engines.interface import OptimizerSettings
+from learners.engines.optimizer import adamw
+from learners.engines.saving import write_now
+from learners.engines.share_layout import Layout, slices, whole, window
+from learners.engines.training_state import (
     SavedShare,
     model_digest,
     put_tensors,

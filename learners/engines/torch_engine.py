@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from learners import training_state
-from learners.engine import OptimizerSettings, StepResult
-from learners.optimizer import (
+from learners.engines import training_state
+from learners.engines.interface import OptimizerSettings, StepResult
+from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
     check_settings,
@@ -25,8 +25,8 @@ from learners.optimizer import (
     set_learning_rates,
     squared_norm,
 )
-from learners.saving import Write, write_now
-from learners.share_layout import Layout, whole
+from learners.engines.saving import Write, write_now
+from learners.engines.share_layout import Layout, whole
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -61,7 +61,7 @@ def in_buckets(parameters: list[NamedParameter], max_bytes: int, element_bytes: 
 
 
 class TorchEngine:
-    """See `learners.engine.TrainEngine`."""
+    """See `learners.engines.interface.TrainEngine`."""
 
     def __init__(
         self,

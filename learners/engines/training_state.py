@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from learners import share_layout
-from learners.saving import Write
-from learners.share_layout import Copy, Layout
+from learners.engines import share_layout
+from learners.engines.saving import Write
+from learners.engines.share_layout import Copy, Layout
 
 STATE_FILE = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")

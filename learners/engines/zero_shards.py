@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from learners.optimizer import MasterAdamW
-from learners.share_layout import Layout, slices, whole, window
+from learners.engines.optimizer import MasterAdamW
+from learners.engines.share_layout import Layout, slices, whole, window
 
 Names = Mapping[torch.nn.Parameter, str]
 T = TypeVar("T")

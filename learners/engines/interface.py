@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from learners.engine_settings import OptimizerSettings, ZeroSettings
-from learners.saving import Write, write_now
+from learners.engines.saving import Write, write_now
+from learners.engines.settings import OptimizerSettings, ZeroSettings
 
 __all__ = ["OptimizerSettings", "StepResult", "TrainEngine", "ZeroSettings"]
 

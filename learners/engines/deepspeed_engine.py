@@ -24,9 +24,9 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from learners import training_state
-from learners.engine import OptimizerSettings, StepResult, ZeroSettings
-from learners.optimizer import (
+from learners.engines import training_state
+from learners.engines.interface import OptimizerSettings, StepResult, ZeroSettings
+from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
     adamw,
@@ -37,10 +37,10 @@ from learners.optimizer import (
     set_learning_rates,
     squared_norm,
 )
-from learners.saving import Write, write_now
-from learners.share_layout import Layout
-from learners.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
-from learners.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards
+from learners.engines.saving import Write, write_now
+from learners.engines.share_layout import Layout
+from learners.engines.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
+from learners.engines.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards
 
 BUCKET_ELEMENTS = 1 << 25
 """Elements that one reduce or gather moves at most: 128 MiB in float32, allocated once."""
@@ -118,7 +118,8 @@ warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecat
 
 
 class DeepSpeedEngine:
-    """See `learners.engine.TrainEngine`. `module` is DeepSpeed's wrapper: call it whole, never a part of it."""
+    """See `learners.engines.interface.TrainEngine`. `module` is DeepSpeed's wrapper: call it whole, never a part of
+    it."""
 
     def __init__(
         self,
