@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.columns import StepColumns
 from cluster.config.schema import Config
 from cluster.errors import RunFailed, UserError
+from cluster.experience.columns import StepColumns
 from cluster.run.alarms import Alarms
 from cluster.run.commits import Commits
 from cluster.run.console import Console

@@ -18,8 +18,8 @@ import numpy as np
 from actors.data.order import PromptOrder
 from actors.data.stored import StoredRow
 from actors.types import SampleBatch, ScoreBatch
-from cluster.columns import StepColumns
 from cluster.config import resolve
+from cluster.experience.columns import StepColumns
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec

@@ -19,12 +19,12 @@ from actors.engines.probe import Mismatch
 from actors.models.pretrained import resolve_model
 from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
-from cluster.batch import ScoreRefs, Wave
-from cluster.columns import Samples
 from cluster.config import resolve
 from cluster.config.transport import choose_transport
 from cluster.elastic import GONE, Elastic
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
+from cluster.experience.batch import ScoreRefs, Wave
+from cluster.experience.columns import Samples
 from cluster.inputs import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement

@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 
 from actors.types import ScoreBatch
-from cluster.batch import StepBatch, best_and_worst, flat_groups
-from cluster.columns import StepColumns
+from cluster.experience.batch import StepBatch, best_and_worst, flat_groups
+from cluster.experience.columns import StepColumns
 from cluster.online import OnlineJob
 from cluster.workers import put
 

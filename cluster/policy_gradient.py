@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.types import Prompt
-from cluster.batch import StepBatch, Wave
-from cluster.columns import StepColumns
 from cluster.config import resolve
+from cluster.experience.batch import StepBatch, Wave
+from cluster.experience.columns import StepColumns
 from cluster.inputs import OnlineInputs
 from cluster.online import OnlineJob, once
 from learners.methods.kl_control import AdaptiveKL

@@ -14,8 +14,8 @@ import numpy as np
 from actors.data.batches import judged_batch, mismatched_batch, pair_batch, partners
 from actors.data.stored import StoredRows
 from actors.types import SampleBatch
-from cluster.columns import StepColumns
 from cluster.config import resolve
+from cluster.experience.columns import StepColumns
 from cluster.offline import OfflineJob, Part, Placed
 from cluster.reference_sums import ReferenceSums, weights_identity
 from cluster.run.evaluation import followed

@@ -17,8 +17,8 @@ import numpy as np
 
 from actors.engines.probe import Mismatch, mismatch
 from actors.types import PolicyVersion, WeightSummary
-from cluster.columns import Ref
 from cluster.errors import RunFailed, StepLost
+from cluster.experience.columns import Ref
 from cluster.pool.pool import RolloutPool
 from cluster.workers import LearnerGroup
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from actors.data.batches import judged_batch, pair_batch
-from cluster.columns import StepColumns
+from cluster.experience.columns import StepColumns
 from cluster.offline import OfflineJob, Part, Placed
 from cluster.run.evaluation import calibration_error, followed
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.types import ScoreBatch
-from cluster.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
-from cluster.columns import Ref
 from cluster.errors import RunFailed
+from cluster.experience.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
+from cluster.experience.columns import Ref
 from cluster.workers import ScorerPool, put
 from learners.methods.constraint import Multiplier, constrained_scores
 

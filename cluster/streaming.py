@@ -15,10 +15,10 @@ from typing import Any
 from actors.engines.probe import PROBE_TOKENS, worth_recording
 from actors.rollouts.generation import RolloutStats
 from actors.types import SampleBatch
-from cluster.batch import StepBatch, Wave
-from cluster.columns import Ref, StepColumns
 from cluster.config import resolve
 from cluster.errors import RunFailed
+from cluster.experience.batch import StepBatch, Wave
+from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.pool import samples_of

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from actors.data.batches import demonstration_batch
-from cluster.columns import StepColumns
+from cluster.experience.columns import StepColumns
 from cluster.offline import OfflineJob, Part, Placed
 
 

@@ -17,7 +17,7 @@ from actors.rollouts.pace import Pace
 from actors.rollouts.spans import RolloutSeconds, Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
-from cluster.columns import Ref
+from cluster.experience.columns import Ref
 from cluster.pool.ticket import Ticket
 
 

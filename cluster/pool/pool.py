@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from actors.rollouts.spans import Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion, Prompt, SamplingSettings
-from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed, UserError
+from cluster.experience.columns import Ref, Samples
 from cluster.pool.core import Core
 from cluster.pool.handle import RolloutHandle, WorkerPulse
 from cluster.pool.members import Deadlines

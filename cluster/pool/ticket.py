@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from actors.rollouts.generation import RolloutStats
 from actors.types import SamplingSettings
-from cluster.columns import Ref
+from cluster.experience.columns import Ref
 
 
 @dataclass(frozen=True, slots=True)

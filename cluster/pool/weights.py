@@ -18,8 +18,8 @@ import numpy as np
 
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
-from cluster.columns import Ref
 from cluster.errors import RunFailed
+from cluster.experience.columns import Ref
 from cluster.pool.handle import WorkerError, WorkerLost
 from cluster.pool.member import Member, MemberState
 

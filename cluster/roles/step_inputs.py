@@ -1,6 +1,7 @@
 """A step's columns as one rank takes them: flat arguments of a call, put together again.
 
-In: a layout and values in its order (cluster/columns.py). Out: StepInputs. Left out: what is made of them (learners).
+In: a layout and values in its order (cluster/experience/columns.py). Out: StepInputs. Left out: what is made of them
+(learners).
 """
 
 from __future__ import annotations

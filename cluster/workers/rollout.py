@@ -20,7 +20,7 @@ from actors.engines.interface import EngineFailed
 from actors.rollouts.generation import RolloutStats
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
-from cluster.columns import Ref
+from cluster.experience.columns import Ref
 from cluster.placement import RolePlan
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
 from cluster.pool.ticket import Ticket

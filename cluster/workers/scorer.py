@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.columns import Ref, Samples
 from cluster.errors import RunFailed
+from cluster.experience.columns import Ref, Samples
 from cluster.placement import RolePlan
 from cluster.roles.scorer import ScorerRole, ScorerSpec
 from cluster.workers.calls import first_line, get, options, stop

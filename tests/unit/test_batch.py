@@ -7,8 +7,8 @@ import pytest
 
 from actors.rollouts.generation import RolloutStats
 from actors.types import ScoreBatch
-from cluster.batch import StepBatch, Wave, baselines, best_and_worst, dropped_groups, flat_groups
-from cluster.columns import Samples
+from cluster.experience.batch import StepBatch, Wave, baselines, best_and_worst, dropped_groups, flat_groups
+from cluster.experience.columns import Samples
 
 NAN = math.nan
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from actors.rollouts.generation import RolloutStats
 from actors.types import ScoreBatch
-from cluster.columns import Ref, Samples
+from cluster.experience.columns import Ref, Samples
 
 ScoreRefs = Sequence[tuple[Ref, Ref]]
 """(scores, report) references, one pair a chunk."""
