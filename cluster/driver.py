@@ -28,7 +28,8 @@ from cluster.config.resuming import FREE_TO_CHANGE, changed_keys
 from cluster.config.transport import hardware_lacks
 from cluster.connection import Cluster, kept
 from cluster.errors import RunFailed, StepLost, UserError
-from cluster.inputs import load_inputs, load_tokenizer, reward_specs
+from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
+from cluster.inputs.stored import load_stored_inputs
 from cluster.job import Job
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
@@ -46,7 +47,6 @@ from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
-from cluster.stored_inputs import load_stored_inputs
 from cluster.streaming import StreamingJob
 from cluster.stuck import end_stuck
 from cluster.supervised import SupervisedJob

@@ -17,7 +17,7 @@ from actors.rewards import RewardSpec
 from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
 from cluster.config.reward import Judge
-from cluster.inputs import OnlineInputs
+from cluster.inputs.online import OnlineInputs
 from cluster.pool.pool import RolloutPool
 from cluster.roles.scorer import JudgeSpec, RewardModelSpec, ScorerSpec
 from cluster.workers import ScorerPool

@@ -25,7 +25,7 @@ from cluster.elastic import GONE, Elastic
 from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.experience.batch import ScoreRefs, Wave
 from cluster.experience.columns import Samples
-from cluster.inputs import OnlineInputs
+from cluster.inputs.online import OnlineInputs
 from cluster.job import Job
 from cluster.placement import Placement
 from cluster.publish import Publisher

@@ -17,7 +17,7 @@ from actors.types import Prompt
 from cluster.config import resolve
 from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import StepColumns
-from cluster.inputs import OnlineInputs
+from cluster.inputs.online import OnlineInputs
 from cluster.online import OnlineJob, once
 from learners.methods.kl_control import AdaptiveKL
 from learners.methods.method import UpdateResult, needs_old

@@ -19,7 +19,7 @@ from cluster.config import resolve
 from cluster.errors import RunFailed
 from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import Ref, StepColumns
-from cluster.inputs import OnlineInputs
+from cluster.inputs.online import OnlineInputs
 from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished

@@ -21,8 +21,15 @@ from actors.data.stored import StoredRow
 from actors.rewards.runner import RewardError, RewardRunner
 from actors.rewards.spec import RewardSpec
 from cluster.config import Config, Problem
-from cluster.inputs import OnlineInputs, judge_functions, load_inputs, prompt_settings, prompt_window, reward_specs
-from cluster.stored_inputs import StoredInputs, load_stored_inputs, stored_settings
+from cluster.inputs.online import (
+    OnlineInputs,
+    judge_functions,
+    load_inputs,
+    prompt_settings,
+    prompt_window,
+    reward_specs,
+)
+from cluster.inputs.stored import StoredInputs, load_stored_inputs, stored_settings
 
 RENDERED = 3
 IGNORANT = "I do not know."

@@ -19,7 +19,7 @@ from cluster.config import Config, Problem
 from cluster.config.resolve import engine_settings
 from cluster.config.reward import Judge, RewardModel
 from cluster.config.transport import hardware_lacks
-from cluster.inputs import is_hub_id, load_tokenizer
+from cluster.inputs.online import is_hub_id, load_tokenizer
 from cluster.inspect.data import (
     DataFindings,
     RewardFindings,

@@ -106,7 +106,7 @@ def test_workers_are_called_in_one_file():
             "import cluster.config, cluster.cli, cluster.placement",
             {"torch", "ray", "vllm", "deepspeed", "transformers"},
         ),
-        ("import cluster.inputs, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),
+        ("import cluster.inputs.online, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),
         ("import cluster.inspect.examine, cluster.commands.check", {"torch", "ray", "vllm", "deepspeed"}),
         ("import actors.types, actors.engines.interface, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
         ("import cluster.driver, cluster.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),

@@ -19,7 +19,7 @@ from actors.data.rows import Origin
 from actors.data.stored import StoredRows, StoredSettings
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config
-from cluster.inputs import origin_fields
+from cluster.inputs.online import origin_fields
 
 
 @dataclass(frozen=True, slots=True)
