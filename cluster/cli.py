@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 import typer
 
 from cluster.errors import RunFailed, StepLost, UserError
-from cluster.supervisor import AGAIN
+from cluster.life.supervisor import AGAIN
 
 GROUP = "raylign.commands"
 

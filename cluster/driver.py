@@ -26,11 +26,12 @@ from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s
 from cluster.config.resuming import FREE_TO_CHANGE, changed_keys
 from cluster.config.transport import hardware_lacks
-from cluster.connection import Cluster, kept
 from cluster.errors import RunFailed, StepLost, UserError
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.job import Job
+from cluster.life.connection import Cluster, kept
+from cluster.life.stuck import end_stuck
 from cluster.offline import OfflineJob
 from cluster.online import OnlineJob
 from cluster.online_pairs import OnlinePairsJob
@@ -48,7 +49,6 @@ from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
 from cluster.streaming import StreamingJob
-from cluster.stuck import end_stuck
 from cluster.supervised import SupervisedJob
 from cluster.workers import LEASE, end_living
 

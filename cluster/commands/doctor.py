@@ -52,7 +52,7 @@ def _cluster_findings(address: str, run_dir: Path, model: str | None) -> Iterato
     if reason is not None:
         yield Finding(FAIL, "cluster", reason)
         return
-    from cluster.connection import Cluster
+    from cluster.life.connection import Cluster
     from cluster.workers import on_every_node
 
     mark = place_mark(run_dir)

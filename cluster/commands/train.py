@@ -15,7 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from cluster.config import Config, Pipeline
-    from cluster.keeper import Keeper
+    from cluster.life.keeper import Keeper
 
 
 def train(
@@ -25,7 +25,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Continue from the last commit in the run directory.")] = False,
 ) -> None:
     """Tune a model."""
-    from cluster import supervisor
+    from cluster.life import supervisor
 
     given = overrides or []
     if supervisor.is_driver():
@@ -102,7 +102,7 @@ def _runs(loaded: Config | Pipeline) -> list[Config]:
 
 def _keep(loaded: Config | Pipeline | None, namespace: str, again: bool) -> Keeper | None:
     """What keeps the cluster of this run. again: the cluster was there before, and may come back."""
-    from cluster.keeper import Keeper, Keeping
+    from cluster.life.keeper import Keeper, Keeping
     from cluster.placement import logical_cpus
 
     if loaded is None:

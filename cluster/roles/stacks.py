@@ -2,7 +2,7 @@
 
 In: a folder, in the environment of the run's processes. Out: a file a process, written when it is asked by a signal;
 by C code, so that a process that holds Python's lock for ever writes it too. One that is stopped writes none: that is
-how it shows. Left out: asking all nodes (cluster/stuck.py).
+how it shows. Left out: asking all nodes (cluster/life/stuck.py).
 """
 
 from __future__ import annotations

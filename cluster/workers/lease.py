@@ -2,9 +2,9 @@
 
 In: the run's namespace, in the environment of its driver and workers. Out: workers that end by themselves once their
 lease is not renewed; handles of those that an earlier driver left. The lease is a count in the cluster's own key-value
-store: the keeper (cluster/keeper.py) raises it, each worker looks at it now and then and ends when it has stood still
-for LOOKS looks. Looks are counted and not seconds, so that a machine that was paused finds its keeper again, and a look
-that fails counts for nothing, so that a head node that is started again ends nobody. Who waits for whom: nobody.
+store: the keeper (cluster/life/keeper.py) raises it, each worker looks at it now and then and ends when it has stood
+still for LOOKS looks. Looks are counted and not seconds, so that a machine that was paused finds its keeper again, and
+a look that fails counts for nothing, so that a head node that is started again ends nobody. Who waits for whom: nobody.
 Without a keeper workers belong to their driver, and Ray ends them with it.
 """
 

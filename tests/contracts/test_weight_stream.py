@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from actors.types import WeightSummary
-from cluster.connection import Cluster
 from cluster.errors import RunFailed
+from cluster.life.connection import Cluster
 from cluster.workers import get
 from cluster.workers.learner import LearnerGroup
 

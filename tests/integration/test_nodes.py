@@ -10,8 +10,8 @@ from ray.cluster_utils import Cluster as TestCluster
 from typer.testing import CliRunner
 
 from cluster.commands.doctor import doctor
-from cluster.connection import Cluster
 from cluster.inspect import health
+from cluster.life.connection import Cluster
 from cluster.workers import on_every_node
 from tests.fixtures.node_tasks import first_letter, sleep
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 from ray._private.services import get_node_ip_address
 
-from cluster.connection import Cluster
+from cluster.life.connection import Cluster
 from cluster.placement import Placement, RolePlan
 from cluster.roles.learner import free_port
 from cluster.rollouts import node_requests

@@ -27,7 +27,7 @@ RAY_CALLERS = {
 }
 RAY_IMPORTERS = {
     *RAY_CALLERS,
-    "cluster/connection.py",  # starts or joins a cluster, and calls no worker
+    "cluster/life/connection.py",  # starts or joins a cluster, and calls no worker
     "cluster/workers/groups.py",  # reserves places, and calls no worker
     "cluster/jobs.py",  # Ray Jobs' client, which starts no worker
 }
@@ -109,7 +109,7 @@ def test_workers_are_called_in_one_file():
         ("import cluster.inputs.online, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),
         ("import cluster.inspect.examine, cluster.commands.check", {"torch", "ray", "vllm", "deepspeed"}),
         ("import actors.types, actors.engines.interface, actors.data, actors.rewards", {"torch", "ray", "vllm"}),
-        ("import cluster.driver, cluster.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),
+        ("import cluster.driver, cluster.life.keeper", {"torch", "vllm", "deepspeed", "transformers", "scipy"}),
         ("import cluster.roles", {"torch", "ray", "vllm", "deepspeed"}),
         ("import learners.methods.method, learners.methods.presets", {"torch", "ray", "vllm", "deepspeed"}),
     ],

@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import supervisor
+from cluster.life import supervisor
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from cluster import supervisor
+from cluster.life import supervisor
 folder = Path(sys.argv[1])
 sys.executable = str(folder / "driver")
 resuming = lambda: ["train", "saved.yaml", "--resume"] if (folder / "config.yaml").exists() else None
@@ -143,7 +143,7 @@ def test_the_driver_dies_with_its_supervisor(tmp_path):
     program = f"""
 import os, sys, time
 sys.path.insert(0, {str(Path.cwd())!r})
-from cluster import supervisor
+from cluster.life import supervisor
 supervisor.follow_supervisor()
 with open({str(tmp_path / "writing")!r}, "w") as file:
     file.write(str(os.getpid()))
@@ -176,7 +176,7 @@ def _until(path: Path) -> None:
 KEPT_PROGRAM = """
 import sys
 from pathlib import Path
-from cluster import supervisor
+from cluster.life import supervisor
 folder = Path(sys.argv[1])
 sys.executable = str(folder / "driver")
 

@@ -14,7 +14,7 @@ import ray
 from ray._raylet import Config
 
 from cluster.errors import RunFailed
-from cluster.keeper import KEPT
+from cluster.life.keeper import KEPT
 
 AUTHENTICATION = "RAY_AUTH_MODE"
 """Ray turns its tokens on by itself for a cluster that it starts, and not for one that is joined at an address."""

@@ -1,10 +1,10 @@
 """The process that holds a run's cluster and its workers' lease while drivers come and go.
 
-In: `python -m cluster.keeper ADDRESS CPUS TIMEOUT_S NAMESPACE`, its standard input held open by the supervisor. Out:
-one line of JSON once the cluster stands, a renewed lease until the input ends; then every worker of the run is ended,
-and a local cluster with them, and their temporary files removed. Who waits for whom: drivers for that line; the keeper
-for nobody. It hears no signal that is meant for the run, and a supervisor that is killed ends it as well. Left out:
-what drivers do, when they are started (supervisor.py), the lease (workers/lease.py).
+In: `python -m cluster.life.keeper ADDRESS CPUS TIMEOUT_S NAMESPACE`, its standard input held open by the supervisor.
+Out: one line of JSON once the cluster stands, a renewed lease until the input ends; then every worker of the run is
+ended, and a local cluster with them, and their temporary files removed. Who waits for whom: drivers for that line; the
+keeper for nobody. It hears no signal that is meant for the run, and a supervisor that is killed ends it as well. Left
+out: what drivers do, when they are started (supervisor.py), the lease (workers/lease.py).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Keeper:
 
     def __post_init__(self) -> None:
         k = self.keeping
-        command = [sys.executable, "-m", "cluster.keeper", k.address, str(k.cpus), str(k.timeout_s), k.namespace]
+        command = [sys.executable, "-m", "cluster.life.keeper", k.address, str(k.cpus), str(k.timeout_s), k.namespace]
         # Of a cluster that does not answer the driver's own check tells more than Ray's warnings.
         quiet = {} if k.address == "local" else {"RAY_BACKEND_LOG_LEVEL": "error"}
         self._process = subprocess.Popen(
@@ -95,7 +95,7 @@ class Keeper:
 
 def _join(keeping: Keeping) -> Any:
     """A cluster that is away for a while is waited for."""
-    from cluster.connection import Cluster
+    from cluster.life.connection import Cluster
 
     deadline = time.monotonic() + keeping.timeout_s
     while True:
@@ -116,7 +116,7 @@ def _end_with(parts: list[psutil.Process]) -> None:
 
 
 def main(keeping: Keeping) -> None:
-    from cluster.connection import joining
+    from cluster.life.connection import joining
     from cluster.workers import lease
 
     cluster, over = _join(keeping), threading.Event()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from cluster.keeper import KEPT, Keeper
+from cluster.life.keeper import KEPT, Keeper
 from cluster.pool.recovery import FailureBudget
 
 DRIVER = "RAYLIGN_DRIVER"
