@@ -12,7 +12,7 @@ def cancel(
     address: Annotated[str | None, typer.Option(help="Job server; default RAYLIGN_ADDRESS, RAY_ADDRESS, here.")] = None,
 ) -> None:
     """Ask a job to stop."""
-    from cluster.jobs import connect
+    from cluster.service.jobs import connect
 
     jobs = connect(address)
     if jobs.cancel(job):

@@ -14,7 +14,7 @@ def jobs(
     import time
 
     from cluster.commands.status import describe
-    from cluster.jobs import connect
+    from cluster.service.jobs import connect
 
     found = connect(address)
     for job in found.list():

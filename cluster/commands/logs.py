@@ -13,7 +13,7 @@ import typer
 from cluster.errors import RunFailed
 
 if TYPE_CHECKING:
-    from cluster.jobs import Jobs
+    from cluster.service.jobs import Jobs
 
 
 def logs(
@@ -22,7 +22,7 @@ def logs(
     address: Annotated[str | None, typer.Option(help="Job server; default RAYLIGN_ADDRESS, RAY_ADDRESS, here.")] = None,
 ) -> None:
     """Show a job's log."""
-    from cluster.jobs import connect
+    from cluster.service.jobs import connect
 
     jobs = connect(address)
     if follow:

@@ -18,7 +18,7 @@ def scale(
     address: Annotated[str | None, typer.Option(help="Job server; default RAYLIGN_ADDRESS, RAY_ADDRESS, here.")] = None,
 ) -> None:
     """Change the number of rollout workers while a run goes on."""
-    from cluster.control import scale_job, scale_run
+    from cluster.service.control import scale_job, scale_run
 
     said = scale_run(target, rollout) if Path(target).is_dir() else scale_job(target, rollout, address)
     typer.echo(said)

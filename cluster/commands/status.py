@@ -18,9 +18,9 @@ import typer
 from cluster.run.text import duration, number
 
 if TYPE_CHECKING:
-    from cluster.jobs import JobView
     from cluster.run.directory import RunDirectory
     from cluster.run.stages import PipelineDirectory
+    from cluster.service.jobs import JobView
 
 RECENT_STEPS = 20
 """Steps whose median time the estimate rests on: one slow evaluation must not move it."""
@@ -47,7 +47,7 @@ def status(
     if "://" in target or Path(target).is_dir():
         lines = run_lines(target)
     else:
-        from cluster.jobs import connect
+        from cluster.service.jobs import connect
 
         job = connect(address).status(target)
         lines = [describe(job, time.time())]

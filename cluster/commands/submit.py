@@ -25,7 +25,7 @@ def submit(
     import os
 
     from cluster.commands.logs import follow_to_end
-    from cluster.jobs import connect, resolve_address, train_job
+    from cluster.service.jobs import connect, resolve_address, train_job
 
     spec = train_job(
         config,

@@ -14,22 +14,10 @@ import ray
 from ray._raylet import Config
 
 from cluster.errors import RunFailed
-from cluster.life.keeper import KEPT
+from cluster.life.kept import KEPT, Kept
 
 AUTHENTICATION = "RAY_AUTH_MODE"
 """Ray turns its tokens on by itself for a cluster that it starts, and not for one that is joined at an address."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A cluster that outlives the driver. namespace: what those of the run's workers begin with. authentication: Ray's
-    mode of it, as whoever started or found the cluster has it; None where Ray was not told. scratch: a folder of the
-    keeper's machine for the workers' temporary files, which goes with it."""
-
-    address: str
-    namespace: str
-    authentication: str | None
-    scratch: str
 
 
 @functools.cache

@@ -24,8 +24,6 @@ from typing import Any
 
 import psutil
 
-KEPT = "RAYLIGN_KEPT"
-"""In the environment of a driver: the number of a pipe that tells where its cluster is, once it stands."""
 RETRY_S = 3.0
 WATCH_EVERY_S = 1.0
 PARTS = ("gcs_server", "raylet")

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from cluster.life.keeper import KEPT, Keeper
+from cluster.life.keeper import Keeper
+from cluster.life.kept import KEPT
 from cluster.pool.recovery import FailureBudget
 
 DRIVER = "RAYLIGN_DRIVER"

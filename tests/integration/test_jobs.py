@@ -20,7 +20,7 @@ from cluster.commands.jobs import jobs as list_jobs
 from cluster.commands.logs import logs
 from cluster.commands.status import status
 from cluster.errors import UserError
-from cluster.jobs import Jobs, JobSpec, JobView, checkout_root, connect, train_job
+from cluster.service.jobs import Jobs, JobSpec, JobView, checkout_root, connect, train_job
 from tests.fixtures.job_server import JobServer, free_ports, job_server
 from tests.integration.runs import learned, recipe, rows
 
@@ -49,12 +49,16 @@ def _wait(jobs: Jobs, name: str, until: Callable[[JobView], bool], timeout_s: fl
 
 
 def test_job_runs_the_shipped_checkout_and_its_log_can_be_followed(jobs: Jobs, tmp_path: Path) -> None:
-    code = "import os, cluster.jobs; print(cluster.jobs.__file__, os.path.exists('.git'), os.path.exists('.venv'))"
+    code = (
+        "import os, cluster.service.jobs as jobs; print(jobs.__file__, os.path.exists('.git'), os.path.exists('.venv'))"
+    )
     assert jobs.submit(_job("shipped", code, tmp_path)) == "shipped"
     written: list[str] = []
     end = jobs.follow("shipped", written.append)
     assert (end.state, end.run_dir) == ("SUCCEEDED", str(tmp_path))
-    path, git, venv = re.search(r"^(/\S*cluster/jobs\.py) (\w+) (\w+)$", "".join(written), re.MULTILINE).groups()
+    path, git, venv = re.search(
+        r"^(/\S*cluster/service/jobs\.py) (\w+) (\w+)$", "".join(written), re.MULTILINE
+    ).groups()
     assert not Path(path).is_relative_to(checkout_root())  # the copy, not this one
     assert (git, venv) == ("False", "False")
     assert path in jobs.logs("shipped")

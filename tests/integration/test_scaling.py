@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster.control import scale_run
 from cluster.errors import UserError
+from cluster.service.control import scale_run
 from tests.integration.rewards import SLOW
 from tests.integration.runs import REPO, command, left_behind, merged, recipe, rows, start, stop, wait_for_step
 

@@ -10,9 +10,9 @@ import pytest
 
 from cluster.commands.scale import scale
 from cluster.commands.status import run_lines
-from cluster.control import scale_run
 from cluster.errors import RunFailed, UserError
 from cluster.run.control import ControlServer, ask
+from cluster.service.control import scale_run
 from tests.fixtures.fake_run import make_fake_run
 
 

@@ -21,7 +21,7 @@ from cluster.commands.status import describe, progress, run_lines
 from cluster.config import load_run
 from cluster.config.load import ConfigError
 from cluster.errors import RunFailed, UserError
-from cluster.jobs import (
+from cluster.service.jobs import (
     EXCLUDES,
     STOP_WAIT_S,
     Jobs,
@@ -285,7 +285,8 @@ def test_a_pipeline_is_submitted_as_a_run_is_but_not_to_a_url(tmp_path: Path) ->
 
 
 def test_checkout_is_found_from_the_code() -> None:
-    assert os.path.samefile(checkout_root() / "cluster" / "jobs.py", Path(__file__).parents[2] / "cluster" / "jobs.py")
+    here = Path(__file__).resolve().parents[2]
+    assert os.path.samefile(checkout_root() / "pyproject.toml", here / "pyproject.toml")
 
 
 def test_time_left_is_the_median_step_times_the_steps_left() -> None:

@@ -29,7 +29,7 @@ RAY_IMPORTERS = {
     *RAY_CALLERS,
     "cluster/life/connection.py",  # starts or joins a cluster, and calls no worker
     "cluster/workers/groups.py",  # reserves places, and calls no worker
-    "cluster/jobs.py",  # Ray Jobs' client, which starts no worker
+    "cluster/service/jobs.py",  # Ray Jobs' client, which starts no worker
 }
 SERVING = "serve/"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90

@@ -243,7 +243,7 @@ def interpreter() -> str:
 
 def checkout_root() -> Path:
     """The checkout that this code runs from; the current directory where Raylign is installed without one."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 

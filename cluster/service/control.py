@@ -24,7 +24,7 @@ def scale_run(run_dir: str, rollout: int) -> str:
 
 def scale_job(job: str, rollout: int, address: str | None = None) -> str:
     """The same for a submitted job. Where its run directory is not on this machine, a small job asks there."""
-    from cluster.jobs import JobSpec, checkout_root, connect, interpreter
+    from cluster.service.jobs import JobSpec, checkout_root, connect, interpreter
 
     jobs = connect(address)
     view = jobs.status(job)
