@@ -27,7 +27,7 @@ from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.simulate.run import Scenario, simulate
 from cluster.simulate.worker import StepTime
-from cluster.stream import Stream
+from cluster.training.parts.stream import Stream
 from tests.fixtures.local_rollout import local_start
 
 WORKERS, BATCH, SAMPLES, STEPS = 4, 16, 4, 12

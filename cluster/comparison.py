@@ -18,14 +18,14 @@ import numpy as np
 from actors.models.pretrained import resolve_model
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
-from cluster.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, scorer_spec
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster
 from cluster.placement import plan
 from cluster.roles.scorer import load_judge
-from cluster.rollouts import start_pool
 from cluster.run.evaluation import followed
+from cluster.training.parts.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, scorer_spec
+from cluster.training.parts.rollouts import start_pool
 from cluster.workers import ScorerPool, get
 
 

@@ -6,7 +6,7 @@ In: an OfflineJob whose workers run. Out: a run directory whose last commit is t
 
 from __future__ import annotations
 
-from cluster.offline import OfflineJob
+from cluster.training.offline import OfflineJob
 
 
 def train(job: OfflineJob) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from actors.models.pretrained import resolve_model
-from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo, recovery
+from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
 from cluster.config import Config, ConfigError, Problem
 from cluster.config.recovery_rules import longest_wait_s
 from cluster.config.resuming import FREE_TO_CHANGE, changed_keys
@@ -29,17 +29,9 @@ from cluster.config.transport import hardware_lacks
 from cluster.errors import RunFailed, StepLost, UserError
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
-from cluster.job import Job
 from cluster.life.connection import Cluster, kept
 from cluster.life.stuck import end_stuck
-from cluster.offline import OfflineJob
-from cluster.online import OnlineJob
-from cluster.online_pairs import OnlinePairsJob
 from cluster.placement import SCRATCH, Placement, logical_cpus, plan, shortage
-from cluster.policy_gradient import PolicyGradientJob
-from cluster.preferences import PreferenceJob
-from cluster.recovery import last_commit, step_of
-from cluster.reward_modelling import RewardModelJob
 from cluster.roles.stacks import FOLDER, tell_when_asked
 from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer
@@ -48,8 +40,17 @@ from cluster.run.evaluation import difference_interval, mean_interval
 from cluster.run.metrics import EventsWriter, MetricsWriter
 from cluster.run.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
-from cluster.streaming import StreamingJob
-from cluster.supervised import SupervisedJob
+from cluster.training.job import Job
+from cluster.training.offline import OfflineJob
+from cluster.training.online import OnlineJob
+from cluster.training.online_pairs import OnlinePairsJob
+from cluster.training.parts import recovery
+from cluster.training.parts.recovery import last_commit, step_of
+from cluster.training.policy_gradient import PolicyGradientJob
+from cluster.training.preferences import PreferenceJob
+from cluster.training.reward_modelling import RewardModelJob
+from cluster.training.streaming import StreamingJob
+from cluster.training.supervised import SupervisedJob
 from cluster.workers import LEASE, end_living
 
 WATCHDOG_MARGIN = 1.5

@@ -8,7 +8,7 @@ workers run. Out: a run directory whose last commit is the last step. Left out: 
 
 from __future__ import annotations
 
-from cluster.streaming import StreamingJob
+from cluster.training.streaming import StreamingJob
 
 
 def train(job: StreamingJob) -> None:

@@ -7,7 +7,7 @@ ppo.py in one thing, what is made of the scores: pairs, not advantages. Left out
 
 from __future__ import annotations
 
-from cluster.online_pairs import OnlinePairsJob
+from cluster.training.online_pairs import OnlinePairsJob
 
 
 def train(job: OnlinePairsJob) -> None:

@@ -8,7 +8,7 @@ ahead is too far (pool/admission.py), everything behind the verbs (streaming.py)
 
 from __future__ import annotations
 
-from cluster.streaming import StreamingJob
+from cluster.training.streaming import StreamingJob
 
 
 def train(job: StreamingJob) -> None:

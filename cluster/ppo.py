@@ -9,7 +9,7 @@ online.py).
 
 from __future__ import annotations
 
-from cluster.policy_gradient import PolicyGradientJob
+from cluster.training.policy_gradient import PolicyGradientJob
 
 
 def train(job: PolicyGradientJob) -> None:

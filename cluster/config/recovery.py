@@ -1,6 +1,7 @@
 """The `recovery` section: what a run bears before it gives up. Data only.
 
-In: nothing. Out: a pydantic model. Left out: what is done about a failure (cluster/recovery.py, cluster/pool).
+In: nothing. Out: a pydantic model. Left out: what is done about a failure (cluster/training/parts/recovery.py,
+cluster/pool).
 """
 
 from __future__ import annotations

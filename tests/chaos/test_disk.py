@@ -27,7 +27,7 @@ def test_a_checkpoint_that_finds_no_room_is_told_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("what", "at", "do"),
     [
-        ("samples", "cluster.online:write_samples", "nospace"),
+        ("samples", "cluster.training.online:write_samples", "nospace"),
         ("the ledger", "cluster.run.ledger:Ledger.trained", "full"),
     ],
 )

@@ -18,7 +18,7 @@ from ray._private.services import get_node_ip_address
 from cluster.life.connection import Cluster
 from cluster.placement import Placement, RolePlan
 from cluster.roles.learner import free_port
-from cluster.rollouts import node_requests
+from cluster.training.parts.rollouts import node_requests
 from cluster.workers.broker import NodeRequests, asked_of_autoscaler
 from tests.integration.runs import MARK, left_behind, marked
 

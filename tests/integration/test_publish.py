@@ -19,7 +19,7 @@ from actors.rollouts.reception import PublishRefused
 from actors.rollouts.worker import RolloutWorker
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.errors import RunFailed
-from cluster.publish import Publisher
+from cluster.training.parts.publish import Publisher
 from learners.engines.models import load_policy
 from learners.engines.settings import OptimizerSettings
 from learners.engines.torch_engine import TorchEngine

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.recovery import last_commit
 from cluster.run import checkpoint
 from cluster.run.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
 from cluster.run.directory import RunDirectory
 from cluster.run.policies import policy_steps, prune_policies
 from cluster.run.state import DriverState
+from cluster.training.parts.recovery import last_commit
 
 
 def write(folder, step, text="weights"):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from actors.rollouts.spans import RolloutSeconds
-from cluster.elastic import Elastic
 from cluster.errors import UserError
 from cluster.pool.autoscale import WINDOW, AutoscaleSettings
 from cluster.pool.usage import PoolLoad
+from cluster.training.parts.elastic import Elastic
 
 SETTINGS = AutoscaleSettings(min=1, max=8, target_idle=0.1, cooldown_s=0.0)
 

@@ -8,8 +8,8 @@ import pytest
 
 from actors.types import ScoreBatch
 from cluster.errors import RunFailed
-from cluster.evaluation import heldout_scores
 from cluster.run.evaluation import calibration_error, difference_interval, followed, mean_interval
+from cluster.training.parts.evaluation import heldout_scores
 
 NAN = math.nan
 

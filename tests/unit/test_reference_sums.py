@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from cluster import reference_sums
-from cluster.reference_sums import ReferenceSums, weights_identity
 from cluster.run import directory
+from cluster.training.parts import reference_sums
+from cluster.training.parts.reference_sums import ReferenceSums, weights_identity
 
 
 def measure_into(seen):

@@ -9,9 +9,9 @@ import pytest
 
 from cluster.driver import _send
 from cluster.errors import LearnerLost, RunFailed
-from cluster.job import Job
-from cluster.policy_gradient import PolicyGradientJob
 from cluster.run.state import DriverState
+from cluster.training.job import Job
+from cluster.training.policy_gradient import PolicyGradientJob
 from learners.methods.method import UpdateResult
 from tests.fixtures.configs import PPO, config
 

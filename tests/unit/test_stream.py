@@ -12,8 +12,8 @@ from cluster.errors import RunFailed
 from cluster.pool.admission import Admission
 from cluster.pool.pool import samples_of
 from cluster.run.ledger import Ledger
-from cluster.stream import Stream
-from cluster.streaming import StreamingJob
+from cluster.training.parts.stream import Stream
+from cluster.training.streaming import StreamingJob
 from tests.unit.test_pool import SOON_S, Bench, Gate, every_row, rows_of
 
 SAMPLING = SamplingSettings(max_tokens=8, samples_per_prompt=2)

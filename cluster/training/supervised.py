@@ -12,7 +12,7 @@ import numpy as np
 
 from actors.data.batches import demonstration_batch
 from cluster.experience.columns import StepColumns
-from cluster.offline import OfflineJob, Part, Placed
+from cluster.training.offline import OfflineJob, Part, Placed
 
 
 class SupervisedJob(OfflineJob):

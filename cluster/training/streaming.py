@@ -20,12 +20,12 @@ from cluster.errors import RunFailed
 from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs.online import OnlineInputs
-from cluster.policy_gradient import PolicyGradientJob
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished
-from cluster.recovery import step_of
 from cluster.run.length_bias import length_bias
-from cluster.stream import Stream
+from cluster.training.parts.recovery import step_of
+from cluster.training.parts.stream import Stream
+from cluster.training.policy_gradient import PolicyGradientJob
 from cluster.workers import get, put
 
 WATCHED = 8

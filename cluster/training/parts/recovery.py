@@ -14,12 +14,12 @@ from pathlib import Path
 from types import ModuleType
 
 from cluster.errors import RunFailed, StepLost
-from cluster.job import Job
 from cluster.pool.recovery import FailureBudget
 from cluster.run import checkpoint
 from cluster.run.directory import RunDirectory
 from cluster.run.metrics import MetricsWriter
 from cluster.run.state import DriverState
+from cluster.training.job import Job
 
 
 def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:

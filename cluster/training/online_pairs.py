@@ -15,7 +15,7 @@ import numpy as np
 from actors.types import ScoreBatch
 from cluster.experience.batch import StepBatch, best_and_worst, flat_groups
 from cluster.experience.columns import StepColumns
-from cluster.online import OnlineJob
+from cluster.training.online import OnlineJob
 from cluster.workers import put
 
 

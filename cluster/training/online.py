@@ -21,19 +21,19 @@ from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.config import resolve
 from cluster.config.transport import choose_transport
-from cluster.elastic import GONE, Elastic
-from cluster.evaluation import heldout_prompts, heldout_scores, scorer_spec
 from cluster.experience.batch import ScoreRefs, Wave
 from cluster.experience.columns import Samples
 from cluster.inputs.online import OnlineInputs
-from cluster.job import Job
 from cluster.placement import Placement
-from cluster.publish import Publisher
-from cluster.records import sample_records
 from cluster.roles.learner import LearnerSpec
-from cluster.rollouts import start_pool
 from cluster.run.samples import write_samples
-from cluster.scoring import Scoring
+from cluster.training.job import Job
+from cluster.training.parts.elastic import GONE, Elastic
+from cluster.training.parts.evaluation import heldout_prompts, heldout_scores, scorer_spec
+from cluster.training.parts.publish import Publisher
+from cluster.training.parts.records import sample_records
+from cluster.training.parts.rollouts import start_pool
+from cluster.training.parts.scoring import Scoring
 from cluster.workers import LearnerGroup, ScorerPool, get, put
 from learners.methods.method import TokenDetails
 

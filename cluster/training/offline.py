@@ -21,9 +21,9 @@ from actors.types import SampleBatch, ScoreBatch
 from cluster.config import resolve
 from cluster.experience.columns import StepColumns
 from cluster.inputs.stored import StoredInputs
-from cluster.job import Job
 from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec
+from cluster.training.job import Job
 from cluster.workers import LearnerGroup, put
 
 Placed = Sequence[tuple[StoredRow, int]]

@@ -10,8 +10,8 @@ import numpy as np
 
 from actors.data.batches import judged_batch, pair_batch
 from cluster.experience.columns import StepColumns
-from cluster.offline import OfflineJob, Part, Placed
 from cluster.run.evaluation import calibration_error, followed
+from cluster.training.offline import OfflineJob, Part, Placed
 
 
 class RewardModelJob(OfflineJob):

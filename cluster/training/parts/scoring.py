@@ -18,7 +18,7 @@ from cluster.workers import ScorerPool, put
 from learners.methods.constraint import Multiplier, constrained_scores
 
 if TYPE_CHECKING:
-    from cluster.job import Job
+    from cluster.training.job import Job
 
 
 class Scoring:

@@ -18,7 +18,7 @@ from cluster.config import resolve
 from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import StepColumns
 from cluster.inputs.online import OnlineInputs
-from cluster.online import OnlineJob, once
+from cluster.training.online import OnlineJob, once
 from learners.methods.kl_control import AdaptiveKL
 from learners.methods.method import UpdateResult, needs_old
 
