@@ -21,7 +21,7 @@ from actors.engines.interface import EngineSettings
 from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
-from cluster.placement import RolePlan
+from cluster.config.placement import RolePlan
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec

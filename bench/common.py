@@ -41,7 +41,7 @@ def prompts(count: int, model: Path) -> list[Any]:
 
 def as_a_worker() -> None:
     """Start this process again with the memory and thread settings of Raylign's workers: both sides get them."""
-    from cluster.placement import PROCESS_ENV
+    from cluster.config.placement import PROCESS_ENV
 
     wanted = {**PROCESS_ENV, "OMP_NUM_THREADS": str(THREADS)}
     if any(os.environ.get(name) != value for name, value in wanted.items()):

@@ -25,7 +25,7 @@ from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.bench_elastic import publish
 from bench.common import table
-from cluster.placement import RolePlan
+from cluster.config.placement import RolePlan
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.pool.recovery import RecoveryLimits

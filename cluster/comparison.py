@@ -18,10 +18,10 @@ import numpy as np
 from actors.models.pretrained import resolve_model
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
+from cluster.config.placement import plan
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster
-from cluster.placement import plan
 from cluster.roles.scorer import load_judge
 from cluster.run.evaluation import followed
 from cluster.training.parts.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, scorer_spec
@@ -48,7 +48,7 @@ def answers(config: Config, model: str) -> Answers:
 
 def _responses(config: Config, path: Path) -> Answers:
     """One response per held-out prompt, scored by the recipe's rewards."""
-    from cluster.placement import logical_cpus
+    from cluster.config.placement import logical_cpus
 
     with Cluster(config.ray.address, logical_cpus(config)) as cluster:
         placement = plan(config, os.cpu_count() or 1, cluster.resources()[1])
@@ -116,7 +116,7 @@ def verdicts(config: Config, judge: str, first: Answers, second: Answers) -> np.
     """float64 [rows]: 1 where the second model's response wins in both orders, 0 where it loses, 0.5 a tie. judge: a
     model, or `module:function` as reward.judges takes it."""
     from actors.rewards.judge import swapped
-    from cluster.config.reward import Judge
+    from cluster.config.sections.reward import Judge
 
     settings = Judge(function=judge) if ":" in judge and not judge.startswith("package:") else Judge(path=judge)
     spec = scorer_spec(config, Path("."), (), Path.cwd())

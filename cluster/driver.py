@@ -23,15 +23,15 @@ from types import ModuleType
 from actors.models.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
 from cluster.config import Config, ConfigError, Problem
-from cluster.config.recovery_rules import longest_wait_s
-from cluster.config.resuming import FREE_TO_CHANGE, changed_keys
+from cluster.config.placement import SCRATCH, Placement, logical_cpus, plan, shortage
+from cluster.config.rules.recovery import longest_wait_s
+from cluster.config.rules.resuming import FREE_TO_CHANGE, changed_keys
 from cluster.config.transport import hardware_lacks
 from cluster.errors import RunFailed, StepLost, UserError
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster, kept
 from cluster.life.stuck import end_stuck
-from cluster.placement import SCRATCH, Placement, logical_cpus, plan, shortage
 from cluster.roles.stacks import FOLDER, tell_when_asked
 from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer

@@ -102,8 +102,8 @@ def _runs(loaded: Config | Pipeline) -> list[Config]:
 
 def _keep(loaded: Config | Pipeline | None, namespace: str, again: bool) -> Keeper | None:
     """What keeps the cluster of this run. again: the cluster was there before, and may come back."""
+    from cluster.config.placement import logical_cpus
     from cluster.life.keeper import Keeper, Keeping
-    from cluster.placement import logical_cpus
 
     if loaded is None:
         return None
@@ -136,7 +136,7 @@ def _resuming(loaded: Config | Pipeline | None, run_dir: str | None, arguments: 
 def _limits(loaded: Config | Pipeline | None) -> tuple[int, float]:
     """How often, and after how many seconds first, the driver may be started again: of stages, what the most patient
     one says."""
-    from cluster.config.recovery import Recovery
+    from cluster.config.sections.recovery import Recovery
 
     every = [Recovery()] if loaded is None else [run.recovery for run in _runs(loaded)]
     most = max(every, key=lambda recovery: recovery.driver_failures)

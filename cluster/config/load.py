@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from cluster.config.problem import Problem
-from cluster.config.rules import cross_section_problems
+from cluster.config.rules.general import cross_section_problems
 from cluster.config.schema import Config
 from cluster.errors import UserError
 

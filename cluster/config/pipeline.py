@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from cluster.config.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
-from cluster.config.section import Section, name_only
+from cluster.config.sections.section import Section, name_only
 
 REFERENCE = "stage:"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"

@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from cluster.config.algorithm import Algorithm
-from cluster.config.lora import Lora
-from cluster.config.recovery import Recovery
-from cluster.config.reward import Reward
-from cluster.config.schedule import Autoscale, Schedule
-from cluster.config.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
+from cluster.config.sections.algorithm import Algorithm
+from cluster.config.sections.lora import Lora
+from cluster.config.sections.recovery import Recovery
+from cluster.config.sections.reward import Reward
+from cluster.config.sections.schedule import Autoscale, Schedule
+from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Seconds, Section, name_only
 
 
 class Model(Section):

@@ -16,8 +16,9 @@ from typing import Any
 
 from actors.engines.limits import read_model_config, unsupported_reason, untrainable_reason
 from cluster.config import Config, Problem
+from cluster.config.placement import Placement, plan, shortage
 from cluster.config.resolve import engine_settings
-from cluster.config.reward import Judge, RewardModel
+from cluster.config.sections.reward import Judge, RewardModel
 from cluster.config.transport import hardware_lacks
 from cluster.inputs.online import is_hub_id, load_tokenizer
 from cluster.inspect.data import (
@@ -33,7 +34,6 @@ from cluster.inspect.fit import cache_problems, disk_problems, memory_problems
 from cluster.inspect.machine import GIB, Machine, this_machine, unreachable_reason
 from cluster.inspect.memory import MemoryPlan, gpu_bytes_needed, plan_memory
 from cluster.inspect.model import FoundModel, ModelFacts, facts_of, find_model
-from cluster.placement import Placement, plan, shortage
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """Whether a plan fits: memory, the engine's cache, disk. Each function returns the problems it finds.
 
 In: a Config, the model's facts, a MemoryPlan, a Machine. Out: Problems that name what takes most and what to lower.
-Left out: counting the bytes (memory.py), GPUs' number (cluster.placement).
+Left out: counting the bytes (memory.py), GPUs' number (cluster.config.placement).
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.config.placement import Placement
 from cluster.config.resolve import needs_reference, saves_later
 from cluster.config.schema import Config, Zero
 from cluster.inspect.model import ModelFacts
-from cluster.placement import Placement
 
 BYTES = {"bfloat16": 2, "float32": 4}
 RUNTIME = {"learner": 600 << 20, "rollout": 900 << 20, "scorer": 400 << 20}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from cluster.placement import Placement
+from cluster.config.placement import Placement
 
 Bundle = Mapping[str, float]
 LEASE_S = 120.0

@@ -19,9 +19,9 @@ from actors.data.order import PromptOrder
 from actors.data.stored import StoredRow
 from actors.types import SampleBatch, ScoreBatch
 from cluster.config import resolve
+from cluster.config.placement import Placement
 from cluster.experience.columns import StepColumns
 from cluster.inputs.stored import StoredInputs
-from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec
 from cluster.training.job import Job
 from cluster.workers import LearnerGroup, put

@@ -20,11 +20,11 @@ from actors.models.pretrained import resolve_model
 from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.config import resolve
+from cluster.config.placement import Placement
 from cluster.config.transport import choose_transport
 from cluster.experience.batch import ScoreRefs, Wave
 from cluster.experience.columns import Samples
 from cluster.inputs.online import OnlineInputs
-from cluster.placement import Placement
 from cluster.roles.learner import LearnerSpec
 from cluster.run.samples import write_samples
 from cluster.training.job import Job

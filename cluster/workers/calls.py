@@ -12,9 +12,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
+from cluster.config.placement import RolePlan, process_environment
 from cluster.errors import NoAnswer, RunFailed, StepLost
 from cluster.experience.columns import Ref
-from cluster.placement import RolePlan, process_environment
 from cluster.workers.lease import lifetime
 
 

@@ -15,9 +15,9 @@ from ray.exceptions import RayError
 
 from actors.transports.interface import Link
 from actors.types import WeightSummary
+from cluster.config.placement import RolePlan
 from cluster.errors import LearnerLost, NoAnswer, RunFailed, StepLost
 from cluster.experience.columns import Ref, StepColumns
-from cluster.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.calls import first_line, get, options, stop
 from cluster.workers.lease import answering, leased, living

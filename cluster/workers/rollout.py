@@ -20,8 +20,8 @@ from actors.engines.interface import EngineFailed
 from actors.rollouts.generation import RolloutStats
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
+from cluster.config.placement import RolePlan
 from cluster.experience.columns import Ref
-from cluster.placement import RolePlan
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
 from cluster.pool.ticket import Ticket
 from cluster.roles.rollout import RolloutRole, RolloutSpec

@@ -15,9 +15,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.config.placement import RolePlan
 from cluster.errors import RunFailed
 from cluster.experience.columns import Ref, Samples
-from cluster.placement import RolePlan
 from cluster.roles.scorer import ScorerRole, ScorerSpec
 from cluster.workers.calls import first_line, get, options, stop
 from cluster.workers.lease import leased, living

@@ -16,8 +16,8 @@ from actors.engines.interface import EngineSettings
 from actors.engines.torch_engine import TorchEngine
 from actors.transports.buckets import make_buckets
 from actors.types import FinishReason, PolicyVersion, Prompt, SampleBatch, SamplingSettings, digest_buckets
+from cluster.config.placement import RolePlan
 from cluster.life.connection import Cluster
-from cluster.placement import RolePlan
 from cluster.pool.handle import RolloutHandle, WorkerError, WorkerLost
 from cluster.pool.ticket import Ticket
 from cluster.roles.rollout import RolloutSpec

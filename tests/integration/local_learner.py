@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from cluster.placement import RolePlan
+from cluster.config.placement import RolePlan
 from cluster.roles.learner import LearnerRole, LearnerSpec
 from cluster.workers.learner import LearnerGroup
 from learners.engines.process_group import destroy_process_group

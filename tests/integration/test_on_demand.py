@@ -15,8 +15,8 @@ import pytest
 import ray
 from ray._private.services import get_node_ip_address
 
+from cluster.config.placement import Placement, RolePlan
 from cluster.life.connection import Cluster
-from cluster.placement import Placement, RolePlan
 from cluster.roles.learner import free_port
 from cluster.training.parts.rollouts import node_requests
 from cluster.workers.broker import NodeRequests, asked_of_autoscaler

@@ -138,7 +138,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked():
 def test_checking_changes_nothing_in_the_config():
     found = config(PPO)
     before = found.model_dump()
-    from cluster.config.rules import cross_section_problems
+    from cluster.config.rules.general import cross_section_problems
 
     assert cross_section_problems(found) == []
     assert found.model_dump() == before
@@ -161,7 +161,7 @@ def test_no_section_has_more_keys_than_a_reader_can_hold():
 
 def test_loading_a_config_imports_no_engine():
     code = (
-        "import sys; import cluster.config, cluster.cli, cluster.placement; "
+        "import sys; import cluster.config, cluster.cli, cluster.config.placement; "
         "print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

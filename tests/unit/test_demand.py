@@ -1,6 +1,6 @@
 """What jobs want of a cluster's nodes: summed, replaced, forgotten."""
 
-from cluster.placement import Placement, RolePlan
+from cluster.config.placement import Placement, RolePlan
 from cluster.pool.demand import Demand, bundles_of
 
 GPUS = Placement(

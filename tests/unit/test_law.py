@@ -103,7 +103,7 @@ def test_workers_are_called_in_one_file():
     ("statement", "absent"),
     [
         (
-            "import cluster.config, cluster.cli, cluster.placement",
+            "import cluster.config, cluster.cli, cluster.config.placement",
             {"torch", "ray", "vllm", "deepspeed", "transformers"},
         ),
         ("import cluster.inputs.online, cluster.config.resolve", {"torch", "ray", "vllm", "deepspeed"}),

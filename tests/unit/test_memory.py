@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.config.placement import plan
 from cluster.inspect.memory import (
     CHECKPOINT_COPY,
     GPU_CONTEXT,
@@ -13,7 +14,6 @@ from cluster.inspect.memory import (
     plan_memory,
 )
 from cluster.inspect.model import ModelFacts
-from cluster.placement import plan
 from tests.fixtures.configs import DPO, GRPO, PPO, config
 
 NAMED = ModelFacts(parameters=1000, origin="name")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.placement import plan, shortage
+from cluster.config.placement import plan, shortage
 from tests.fixtures.configs import DPO, GRPO, config
 
 

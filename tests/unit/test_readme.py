@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from cluster.config import load_config
-from cluster.config.algorithm import METHODS
+from cluster.config.sections.algorithm import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 

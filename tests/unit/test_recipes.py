@@ -9,11 +9,11 @@ from actors.data.rows import create_task
 from actors.rewards.spec import resolve_function
 from cluster.config import Pipeline, load_config, load_run
 from cluster.config.pipeline import with_models
+from cluster.config.placement import plan, shortage
 from cluster.config.resolve import resolve_preset
 from cluster.inspect.machine import GIB
 from cluster.inspect.memory import gpu_bytes_needed, plan_memory
 from cluster.inspect.model import ModelFacts, facts_by_config
-from cluster.placement import plan, shortage
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
 FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}

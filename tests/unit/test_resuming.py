@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.config import Config
-from cluster.config.resuming import FREE_IN_A_STAGE, FREE_TO_CHANGE, FREE_WHEN_DONE, changed_keys
+from cluster.config.rules.resuming import FREE_IN_A_STAGE, FREE_TO_CHANGE, FREE_WHEN_DONE, changed_keys
 from cluster.driver import _refuse_other_config
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory

@@ -16,7 +16,7 @@ from actors.models.pretrained import resolve_model
 from actors.rewards import RewardSpec
 from actors.types import Prompt, SamplingSettings, ScoreBatch
 from cluster.config import Config
-from cluster.config.reward import Judge
+from cluster.config.sections.reward import Judge
 from cluster.inputs.online import OnlineInputs
 from cluster.pool.pool import RolloutPool
 from cluster.roles.scorer import JudgeSpec, RewardModelSpec, ScorerSpec

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 
 from cluster.config import Config, resolve
+from cluster.config.placement import Placement, RolePlan
 from cluster.config.transport import choose_transport
 from cluster.inspect.machine import GIB
 from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
-from cluster.placement import Placement, RolePlan
 from cluster.pool.demand import bundles_of
 from cluster.pool.members import Deadlines
 from cluster.pool.pool import RolloutPool

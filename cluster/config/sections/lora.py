@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cluster.config.section import Count, Positive, Section
+from cluster.config.sections.section import Count, Positive, Section
 
 
 class Lora(Section):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.config.section import Count, NonNegative, Seconds, Section
+from cluster.config.sections.section import Count, NonNegative, Seconds, Section
 
 
 class Schedule(Section):

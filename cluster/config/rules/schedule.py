@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from cluster.config.problem import Problem
 from cluster.config.resolve import max_staleness, resolve_preset
-from cluster.config.schedule import Schedule
 from cluster.config.schema import Config
+from cluster.config.sections.schedule import Schedule
 
 
 def schedule_problems(config: Config) -> Iterator[Problem]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from string import Formatter
 
 from cluster.config.problem import Problem
-from cluster.config.reward import Judge
 from cluster.config.schema import Config
+from cluster.config.sections.reward import Judge
 
 RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
 """Names that metrics and evaluations use themselves."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.algorithm import RewardModelling
 from cluster.config.problem import Problem
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
+from cluster.config.sections.algorithm import RewardModelling
 from learners.methods.presets import PREFERENCE_FIELDS
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cluster.config.section import Count, Positive, Seconds, Section
+from cluster.config.sections.section import Count, Positive, Seconds, Section
 
 
 class Recovery(Section):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from cluster.config.section import Count, NonNegative, Positive, Seconds, Section
+from cluster.config.sections.section import Count, NonNegative, Positive, Seconds, Section
 
 
 class RewardFunction(Section):

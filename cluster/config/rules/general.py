@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.algorithm import Resample
-from cluster.config.lora_rules import lora_problems
-from cluster.config.method_rules import method_problems
-from cluster.config.offline_rules import offline_problems, online_pair_problems
 from cluster.config.problem import Problem
-from cluster.config.recovery_rules import recovery_problems
 from cluster.config.resolve import correction_kind, optimizer_steps, resolve_preset
-from cluster.config.reward_rules import reward_problems
-from cluster.config.rollout_rules import rollout_problems
-from cluster.config.schedule_rules import schedule_problems
+from cluster.config.rules.lora import lora_problems
+from cluster.config.rules.method import method_problems
+from cluster.config.rules.offline import offline_problems, online_pair_problems
+from cluster.config.rules.recovery import recovery_problems
+from cluster.config.rules.reward import reward_problems
+from cluster.config.rules.rollout import rollout_problems
+from cluster.config.rules.schedule import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, Zero
+from cluster.config.sections.algorithm import Resample
 from cluster.config.transport import transport_problems
 from learners.methods.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.config.section import Count, Fraction, NonNegative, Positive, Section
+from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Section
 from learners.methods.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
 
 METHODS = (*PRESETS, *PREFERENCE_PRESETS, "sft", "reward_model")
