@@ -22,7 +22,7 @@ from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
 from cluster.config.placement import RolePlan
-from cluster.pool.members import Deadlines
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec
 from cluster.workers import get, put, start_rollout

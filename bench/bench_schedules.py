@@ -23,7 +23,7 @@ from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.common import table
 from bench.timed_engine import Lengths, TimedEngine
 from cluster.pool.admission import Admission
-from cluster.pool.members import Deadlines
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.simulate.run import Scenario, simulate
 from cluster.simulate.worker import StepTime

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.common import table
 from bench.timed_engine import Lengths, TimedEngine
-from cluster.pool.members import Deadlines
+from cluster.pool.members.recovery import RecoveryLimits
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
-from cluster.pool.recovery import RecoveryLimits
 from tests.fixtures.local_rollout import local_start
 
 WORKERS, BATCH, SAMPLES, SLOWER = 4, 16, 4, 10.0

@@ -21,9 +21,9 @@ from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
 from bench.common import table
 from bench.process_rollout import ProcessRollout
-from cluster.pool.members import Deadlines
+from cluster.pool.members.recovery import RecoveryLimits
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
-from cluster.pool.recovery import RecoveryLimits
 
 WORKERS, KILLS, AHEAD = 4, int(os.environ.get("RAYLIGN_SOAK_KILLS", "1000")), 24
 SAMPLING = SamplingSettings(max_tokens=8, samples_per_prompt=2)

@@ -26,9 +26,9 @@ from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.bench_elastic import publish
 from bench.common import table
 from cluster.config.placement import RolePlan
-from cluster.pool.members import Deadlines
+from cluster.pool.members.recovery import RecoveryLimits
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
-from cluster.pool.recovery import RecoveryLimits
 from cluster.roles.rollout import RolloutSpec
 from cluster.workers import get, put, start_rollout
 

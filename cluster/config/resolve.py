@@ -15,7 +15,7 @@ from actors.types import SamplingSettings
 from cluster.config.schema import Config, Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
-from cluster.pool.recovery import RecoveryLimits
+from cluster.pool.members.recovery import RecoveryLimits
 from learners.engines.settings import OptimizerSettings, ZeroSettings
 from learners.methods.method import (
     LearnerSettings,

@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from cluster.life.keeper import Keeper
 from cluster.life.kept import KEPT
-from cluster.pool.recovery import FailureBudget
+from cluster.pool.members.recovery import FailureBudget
 
 DRIVER = "RAYLIGN_DRIVER"
 """In the environment of a driver: the process that runs it."""

@@ -21,8 +21,8 @@ from cluster.errors import RunFailed, UserError
 from cluster.experience.columns import Ref, Samples
 from cluster.pool.core import Core
 from cluster.pool.handle import RolloutHandle, WorkerPulse
-from cluster.pool.members import Deadlines
-from cluster.pool.recovery import RecoveryLimits
+from cluster.pool.members.recovery import RecoveryLimits
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.ticket import Finished, Ticket
 from cluster.pool.weights import Current, Judge
 

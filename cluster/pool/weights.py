@@ -21,7 +21,7 @@ from actors.types import PolicyVersion
 from cluster.errors import RunFailed
 from cluster.experience.columns import Ref
 from cluster.pool.handle import WorkerError, WorkerLost
-from cluster.pool.member import Member, MemberState
+from cluster.pool.members.member import Member, MemberState
 
 T = TypeVar("T")
 Judge = Callable[[np.ndarray], str | None]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actors.types import SamplingSettings
 from cluster.pool.admission import Admission, Backlog
 from cluster.pool.dispatch import Dispatcher
-from cluster.pool.member import FOLLOWS, Member, MemberState
+from cluster.pool.members.member import FOLLOWS, Member, MemberState
 from cluster.pool.ticket import Ticket
 
 SAMPLING = SamplingSettings(max_tokens=16, samples_per_prompt=4)

@@ -17,9 +17,9 @@ import pytest
 
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.errors import RunFailed, UserError
-from cluster.pool.members import Deadlines
+from cluster.pool.members.recovery import RecoveryLimits
+from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
-from cluster.pool.recovery import RecoveryLimits
 from tests.fixtures.local_rollout import PLAIN, LocalRollout, local_start
 from tests.fixtures.scripted_engine import ScriptedEngine
 from tests.unit.test_rollout import buckets_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.pool.recovery import FailureBudget, Progress
+from cluster.pool.members.recovery import FailureBudget, Progress
 
 
 def test_each_failure_waits_twice_as_long_as_the_one_before_until_it_was_calm_again():

@@ -10,7 +10,7 @@ import dataclasses
 import pytest
 
 from actors.rollouts.pace import Pace
-from cluster.pool.straggler import Rests, Stragglers
+from cluster.pool.members.straggler import Rests, Stragglers
 
 LOOK_S = 0.25
 

@@ -74,8 +74,8 @@ class Slowed(Bench):
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Slowed]]:
-    monkeypatch.setattr("cluster.pool.watch.SOONEST_S", 0.01)
-    monkeypatch.setattr("cluster.pool.watch.LOOKS_A_S", 1000)
+    monkeypatch.setattr("cluster.pool.members.watch.SOONEST_S", 0.01)
+    monkeypatch.setattr("cluster.pool.members.watch.LOOKS_A_S", 1000)
     made: list[Slowed] = []
 
     def make(count: int, **changes: Any) -> Slowed:
@@ -295,7 +295,7 @@ def test_who_is_of_a_publish_comes_through_it_before_it_may_be_suspected(bench):
 
 
 def test_where_no_factor_is_given_nobody_is_suspected(bench, monkeypatch):
-    monkeypatch.setattr("cluster.pool.watch.WATCH_EVERY_S", 0.01)
+    monkeypatch.setattr("cluster.pool.members.watch.WATCH_EVERY_S", 0.01)
     one = bench(2, limits=replace(RESTING, slow_factor=None))
     one.pace(rollout_1=SLOW)
     one.looked_at("rollout-1", 12)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from cluster.errors import UserError
 from cluster.pool.autoscale import Autoscaler, AutoscaleSettings, StepLoad
-from cluster.pool.member import MemberState
+from cluster.pool.members.member import MemberState
 from cluster.pool.pool import RolloutPool
 from cluster.pool.usage import PoolLoad, PoolUsage
 from cluster.run.metrics import EventsWriter

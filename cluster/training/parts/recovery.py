@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 from cluster.errors import RunFailed, StepLost
-from cluster.pool.recovery import FailureBudget
+from cluster.pool.members.recovery import FailureBudget
 from cluster.run import checkpoint
 from cluster.run.directory import RunDirectory
 from cluster.run.metrics import MetricsWriter

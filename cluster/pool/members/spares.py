@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from cluster.errors import RunFailed
-from cluster.pool.member import Member, MemberState
-from cluster.pool.recovery import FailureBudget, RecoveryLimits
-from cluster.pool.watch import WATCH_EVERY_S
+from cluster.pool.members.member import Member, MemberState
+from cluster.pool.members.recovery import FailureBudget, RecoveryLimits
+from cluster.pool.members.watch import WATCH_EVERY_S
 from cluster.pool.weights import within
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from cluster.errors import RunFailed
 from cluster.pool.handle import RolloutHandle, WorkerIdentity
-from cluster.pool.member import Member, MemberState
-from cluster.pool.recovery import FailureBudget, RecoveryLimits
-from cluster.pool.spares import Spares
-from cluster.pool.watch import Listener, Watch
+from cluster.pool.members.member import Member, MemberState
+from cluster.pool.members.recovery import FailureBudget, RecoveryLimits
+from cluster.pool.members.spares import Spares
+from cluster.pool.members.watch import Listener, Watch
 from cluster.pool.weights import Weights, within
 
 STAY = (MemberState.HEALTHY, MemberState.JOINING, MemberState.SUSPECT)

@@ -19,9 +19,9 @@ from typing import Any
 from actors.rollouts.pace import Pace
 from cluster.errors import RunFailed
 from cluster.pool.handle import WorkerError, WorkerLost
-from cluster.pool.member import Member, MemberState
-from cluster.pool.recovery import Progress, RecoveryLimits
-from cluster.pool.straggler import Rests, Slow, Stragglers
+from cluster.pool.members.member import Member, MemberState
+from cluster.pool.members.recovery import Progress, RecoveryLimits
+from cluster.pool.members.straggler import Rests, Slow, Stragglers
 from cluster.pool.weights import Weights, within
 
 WATCH_EVERY_S = 1.0
