@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from bench.common import MODEL, TASK, table
-from cluster.run.evaluation import difference_interval, mean_interval
+from cluster.run.records.evaluation import difference_interval, mean_interval
 
 SEEDS, STEPS, HELDOUT = (0, 1, 2), 20, 200
 SCHEDULES = ("synchronous", "one_step_off")

@@ -23,7 +23,7 @@ from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster
 from cluster.roles.scorer import load_judge
-from cluster.run.evaluation import followed
+from cluster.run.records.evaluation import followed
 from cluster.training.parts.evaluation import HELDOUT_GROUP, heldout_prompts, judge_spec, scorer_spec
 from cluster.training.parts.rollouts import start_pool
 from cluster.workers import ScorerPool, get

@@ -36,9 +36,9 @@ from cluster.roles.stacks import FOLDER, tell_when_asked
 from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
-from cluster.run.evaluation import difference_interval, mean_interval
-from cluster.run.metrics import EventsWriter, MetricsWriter
-from cluster.run.trackers import open_trackers
+from cluster.run.records.evaluation import difference_interval, mean_interval
+from cluster.run.records.metrics import EventsWriter, MetricsWriter
+from cluster.run.records.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
 from cluster.training.job import Job
 from cluster.training.offline import OfflineJob

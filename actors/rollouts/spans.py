@@ -1,7 +1,7 @@
 """What a worker did from when to when, for the run's timeline, and for how long in all. Plain Python.
 
 In: kinds with their begins and ends on some clock. Out: spans in unix seconds. Left out: writing them
-(cluster/run/timeline.py).
+(cluster/run/records/timeline.py).
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _show(metric: str, found: dict[str, Answers]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cluster.run.evaluation import difference_interval, mean_interval
+    from cluster.run.records.evaluation import difference_interval, mean_interval
 
     first = next(iter(found.values()))
     names = [name for name in first.scores if name != "tokens"]
@@ -113,7 +113,7 @@ def _show(metric: str, found: dict[str, Answers]) -> None:
 def _show_verdicts(models: list[str], verdicts: list[float]) -> None:
     from rich.console import Console
 
-    from cluster.run.evaluation import mean_interval
+    from cluster.run.records.evaluation import mean_interval
 
     known = [v for v in verdicts if not math.isnan(v)]
     rate = mean_interval(known)

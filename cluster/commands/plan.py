@@ -45,8 +45,8 @@ def plan(
     from rich.table import Table
 
     from cluster.run.directory import RunDirectory
-    from cluster.run.metrics import read_metrics
-    from cluster.run.samples import read_samples
+    from cluster.run.records.metrics import read_metrics
+    from cluster.run.records.samples import read_samples
     from cluster.simulate.fit import groups_of, measure
     from cluster.simulate.run import simulate
 

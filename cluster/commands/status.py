@@ -61,7 +61,7 @@ def status(
 def run_lines(run_dir: str) -> list[str]:
     """The run's progress and its latest metrics; of a pipeline each stage's. UserError where no run stands."""
     from cluster.run.directory import RunDirectory, read_json_lines
-    from cluster.run.metrics import read_metrics
+    from cluster.run.records.metrics import read_metrics
     from cluster.run.stages import PipelineDirectory
 
     if "://" not in run_dir and (pipeline := PipelineDirectory(run_dir)).config_file.is_file():

@@ -20,8 +20,8 @@ def trace(
     """Write who did what from when to when, for a trace viewer."""
     from cluster.errors import UserError
     from cluster.run.directory import RunDirectory, write_atomic
-    from cluster.run.metrics import read_events
-    from cluster.run.timeline import chrome_trace, read_timeline
+    from cluster.run.records.metrics import read_events
+    from cluster.run.records.timeline import chrome_trace, read_timeline
 
     run = RunDirectory.attach(run_dir)
     spans = read_timeline(run)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from cluster.roles import stacks
-from cluster.run.metrics import EventsWriter
+from cluster.run.records.metrics import EventsWriter
 from cluster.workers import on_every_node
 
 ASKING_S, TELLING_S = 20.0, 3.0

@@ -25,7 +25,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from cluster.run.metrics import Interval
+from cluster.run.records.metrics import Interval
 from cluster.run.text import duration, interval, number, sparkline
 
 SHOWN = (

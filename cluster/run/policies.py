@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
+from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
 from cluster.run.stages import PipelineDirectory
-from cluster.run.state import DriverState
 
 
 def policy_steps(run: RunDirectory) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.errors import UserError
-from cluster.run.metrics import Row
+from cluster.run.records.metrics import Row
 from cluster.simulate.run import Scenario
 from cluster.simulate.worker import StepTime
 

@@ -26,7 +26,7 @@ from cluster.experience.batch import ScoreRefs, Wave
 from cluster.experience.columns import Samples
 from cluster.inputs.online import OnlineInputs
 from cluster.roles.learner import LearnerSpec
-from cluster.run.samples import write_samples
+from cluster.run.records.samples import write_samples
 from cluster.training.job import Job
 from cluster.training.parts.elastic import GONE, Elastic
 from cluster.training.parts.evaluation import heldout_prompts, heldout_scores, scorer_spec

@@ -16,7 +16,7 @@ from actors.data.stored import StoredRows
 from actors.types import SampleBatch
 from cluster.config import resolve
 from cluster.experience.columns import StepColumns
-from cluster.run.evaluation import followed
+from cluster.run.records.evaluation import followed
 from cluster.training.offline import OfflineJob, Part, Placed
 from cluster.training.parts.reference_sums import ReferenceSums, weights_identity
 from learners.methods.presets import REFERENCE_FREE

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.data.batches import judged_batch, pair_batch
 from cluster.experience.columns import StepColumns
-from cluster.run.evaluation import calibration_error, followed
+from cluster.run.records.evaluation import calibration_error, followed
 from cluster.training.offline import OfflineJob, Part, Placed
 
 

@@ -22,7 +22,7 @@ from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs.online import OnlineInputs
 from cluster.pool.pool import samples_of
 from cluster.pool.ticket import Finished
-from cluster.run.length_bias import length_bias
+from cluster.run.records.length_bias import length_bias
 from cluster.training.parts.recovery import step_of
 from cluster.training.parts.stream import Stream
 from cluster.training.policy_gradient import PolicyGradientJob

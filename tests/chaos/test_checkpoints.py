@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
 
 KILLS = int(os.environ.get("RAYLIGN_KILLS", "20"))
 """How many; `make chaos` does ten times as many."""
 WRITER = """
 import os, sys
 from pathlib import Path
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
 
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
 while True:

@@ -183,7 +183,7 @@ def test_a_driver_that_is_killed_again_and_again_changes_nothing(
     faults = [
         Fault("driver killed in a step", "driver", "cluster.training.parts.scoring:Scoring.settle", call=4),
         Fault("driver killed at a publish", "driver", "cluster.run.ledger:Ledger.record_version", call=2),
-        Fault("driver killed in a commit", "driver", "cluster.run.checkpoint:write_atomic", call=2),
+        Fault("driver killed in a commit", "driver", "cluster.run.checkpoints.checkpoint:write_atomic", call=2),
     ]
     path, run = recipe(tmp_path, tiny_model, **CHANGES), tmp_path / "run"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
 from tests.integration.runs import learned, left_behind, recipe, rows, start, stop, train, wait_for_step
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.run import checkpoint
-from cluster.run.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
+from cluster.run.checkpoints import checkpoint
+from cluster.run.checkpoints.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
+from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
 from cluster.run.policies import policy_steps, prune_policies
-from cluster.run.state import DriverState
 from cluster.training.parts.recovery import last_commit
 
 

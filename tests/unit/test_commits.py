@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import LearnerLost, RunFailed
-from cluster.run import checkpoint
-from cluster.run.commits import Commits
+from cluster.run.checkpoints import checkpoint
+from cluster.run.checkpoints.commits import Commits
 from cluster.run.directory import RunDirectory
-from cluster.run.metrics import EventsWriter, read_events
+from cluster.run.records.metrics import EventsWriter, read_events
 
 KEEP = (2, set())
 

@@ -8,7 +8,7 @@ import pytest
 
 from actors.types import ScoreBatch
 from cluster.errors import RunFailed
-from cluster.run.evaluation import calibration_error, difference_interval, followed, mean_interval
+from cluster.run.records.evaluation import calibration_error, difference_interval, followed, mean_interval
 from cluster.training.parts.evaluation import heldout_scores
 
 NAN = math.nan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cluster.run.ledger import Ledger
-from cluster.run.length_bias import FEWEST, LengthBias, length_bias
+from cluster.run.records.length_bias import FEWEST, LengthBias, length_bias
 
 
 def test_dropping_the_long_ones_raises_the_alarm():

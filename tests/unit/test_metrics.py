@@ -12,8 +12,8 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
-from cluster.run.metrics import EventsWriter, Interval, MetricsWriter, eval_metrics, read_events, read_metrics
-from cluster.run.trackers import MlflowTracker, TensorBoardTracker, WandbTracker, open_trackers
+from cluster.run.records.metrics import EventsWriter, Interval, MetricsWriter, eval_metrics, read_events, read_metrics
+from cluster.run.records.trackers import MlflowTracker, TensorBoardTracker, WandbTracker, open_trackers
 from tests.fixtures.fake_run import fake_config
 
 

@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import _app
+from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
-from cluster.run.evaluation import difference_interval
-from cluster.run.metrics import Interval, MetricsWriter, eval_metrics
+from cluster.run.records.evaluation import difference_interval
+from cluster.run.records.metrics import Interval, MetricsWriter, eval_metrics
 from cluster.run.report.data import Result
 from cluster.run.report.pipeline import PLOTLY_GOES_HERE, write_pipeline_report
 from cluster.run.report.stage import Part, flat, paired_gains, shared, verdict
 from cluster.run.stages import Finished, PipelineDirectory
-from cluster.run.state import DriverState
 from tests.fixtures.fake_run import make_fake_run
 from tests.unit.test_pipeline_config import given
 

@@ -6,8 +6,8 @@ import pytest
 from cluster.commands.plan import gpu_splits, plan
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
-from cluster.run.metrics import MetricsWriter, read_metrics
-from cluster.run.samples import read_samples, write_samples
+from cluster.run.records.metrics import MetricsWriter, read_metrics
+from cluster.run.records.samples import read_samples, write_samples
 from cluster.simulate.fit import groups_of, measure
 from cluster.simulate.run import simulate
 from tests.fixtures.configs import GRPO, config

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.run.directory import RunDirectory
+from cluster.run.records.samples import SampleRecord, read_samples, write_samples
 from cluster.run.report import write_report
 from cluster.run.report.data import change_of, eval_names, result_of, series
 from cluster.run.report.excerpt import excerpt, spread
 from cluster.run.report.page import safe_json
-from cluster.run.samples import SampleRecord, read_samples, write_samples
 from tests.fixtures.fake_run import fake_config, make_fake_run
 
 SMALL = re.compile(r"<script>/\*\*.*?</script>", re.DOTALL)
@@ -191,8 +191,8 @@ def test_command_writes_the_page_and_names_it(tmp_path):
 
 
 def test_watching_imports_neither_torch_nor_ray_nor_vllm():
-    modules = "cluster.run.metrics, cluster.run.trackers, cluster.run.console, cluster.run.samples, cluster.run.report"
-    found = "print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
+    modules = "cluster.run.records.metrics,
+    cluster.run.records.trackers, cluster.run.console, cluster.run.records.samples, cluster.run.report" found = "print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
     code = f"import sys, {modules}, cluster.commands.report; {found}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
-from cluster.run.samples import SampleRecord, read_samples, write_samples
+from cluster.run.records.samples import SampleRecord, read_samples, write_samples
 
 RECORD = SampleRecord(
     step=12,

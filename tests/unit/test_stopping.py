@@ -9,7 +9,7 @@ import pytest
 
 from cluster.driver import _send
 from cluster.errors import LearnerLost, RunFailed
-from cluster.run.state import DriverState
+from cluster.run.checkpoints.state import DriverState
 from cluster.training.job import Job
 from cluster.training.policy_gradient import PolicyGradientJob
 from learners.methods.method import UpdateResult

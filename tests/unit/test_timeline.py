@@ -8,8 +8,8 @@ from actors.rollouts.spans import SpanLog
 from cluster.commands.trace import trace
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory
+from cluster.run.records.timeline import Timeline, chrome_trace, read_timeline
 from cluster.run.report.timeline import strips
-from cluster.run.timeline import Timeline, chrome_trace, read_timeline
 from tests.fixtures.fake_run import make_fake_run
 
 

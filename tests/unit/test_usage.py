@@ -5,7 +5,7 @@ import pytest
 from actors.rollouts.spans import RolloutSeconds
 from cluster.pool.handle import WorkerPulse
 from cluster.pool.usage import PoolUsage
-from cluster.run.shares import learner_shares
+from cluster.run.records.shares import learner_shares
 
 
 def pulse(

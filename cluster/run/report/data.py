@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.run.metrics import Interval, Row
+from cluster.run.records.metrics import Interval, Row
 from learners.methods.presets import PRESETS
 
 MAX_POINTS = 2000

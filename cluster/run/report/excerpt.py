@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.run.directory import RunDirectory
-from cluster.run.samples import SampleRecord, read_samples
+from cluster.run.records.samples import SampleRecord, read_samples
 
 MAX_STEPS = 25
 MAX_TOKENS = 250_000

@@ -18,11 +18,11 @@ from markupsafe import Markup
 
 from cluster.run import text
 from cluster.run.directory import RunDirectory, write_atomic
-from cluster.run.metrics import Interval, Row, read_events, read_metrics
+from cluster.run.records.metrics import Interval, Row, read_events, read_metrics
+from cluster.run.records.timeline import read_timeline
 from cluster.run.report import data
 from cluster.run.report.excerpt import excerpt
 from cluster.run.report.timeline import strips
-from cluster.run.timeline import read_timeline
 
 SCRIPTS = ("common.js", "charts.js", "times.js", "timeline.js", "samples.js", "main.js")
 

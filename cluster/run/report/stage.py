@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.schema import Config
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
+from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
-from cluster.run.evaluation import difference_interval
-from cluster.run.metrics import Interval, Row, read_events, read_metrics
+from cluster.run.records.evaluation import difference_interval
+from cluster.run.records.metrics import Interval, Row, read_events, read_metrics
 from cluster.run.report import data
 from cluster.run.stages import Finished
-from cluster.run.state import DriverState
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.rollouts.spans import Span
-from cluster.run.timeline import DRIVER
+from cluster.run.records.timeline import DRIVER
 
 COLUMNS = 600
 MARKED = ("worker", "suspect", "scale", "autoscale")

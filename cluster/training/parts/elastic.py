@@ -15,7 +15,7 @@ from cluster.pool.autoscale import Autoscaler, AutoscaleSettings, StepLoad
 from cluster.pool.members.member import MemberState
 from cluster.pool.pool import RolloutPool
 from cluster.pool.usage import PoolLoad, PoolUsage
-from cluster.run.metrics import EventsWriter
+from cluster.run.records.metrics import EventsWriter
 
 GONE = (MemberState.RETIRED.value, MemberState.DEAD.value)
 

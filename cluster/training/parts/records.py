@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from actors.types import ScoreBatch
-from cluster.run.samples import SampleRecord
+from cluster.run.records.samples import SampleRecord
 from learners.methods.method import TokenDetails
 
 

@@ -15,10 +15,10 @@ from types import ModuleType
 
 from cluster.errors import RunFailed, StepLost
 from cluster.pool.members.recovery import FailureBudget
-from cluster.run import checkpoint
+from cluster.run.checkpoints import checkpoint
+from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
-from cluster.run.metrics import MetricsWriter
-from cluster.run.state import DriverState
+from cluster.run.records.metrics import MetricsWriter
 from cluster.training.job import Job
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import LearnerLost, RunFailed
-from cluster.run import checkpoint
-from cluster.run.metrics import EventsWriter
+from cluster.run.checkpoints import checkpoint
+from cluster.run.records.metrics import EventsWriter
 
 POLL_S = 0.2
 Written = Callable[[], Mapping[str, Mapping[str, Any]] | None]

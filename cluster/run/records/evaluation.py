@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.errors import RunFailed
-from cluster.run.metrics import Interval
+from cluster.run.records.metrics import Interval
 
 LEVEL = 0.95
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.run.directory import RunDirectory, read_json_lines, write_atomic
-from cluster.run.trackers import Tracker
+from cluster.run.records.trackers import Tracker
 
 Row = dict[str, float | None]
 """A step's metrics by name, with "step" and "time" (unix seconds). None: the number was not finite."""
