@@ -37,9 +37,9 @@ chaos: install  # every planted fault once, and what each cost; the table that t
 CHAOS_TABLE ?= runs/chaos.md
 
 soak: install  # what takes too long for CI: a thousand kills of scripted workers, fifty of vLLM, checkpoints, drivers
-	$(BIN)/python -m bench.soak
-	$(BIN)/python -m bench.soak_vllm
-	$(BIN)/python -m bench.soak_training
+	$(BIN)/python -m bench.soak.scripted
+	$(BIN)/python -m bench.soak.vllm
+	$(BIN)/python -m bench.soak.training
 	RAYLIGN_KILLS=200 $(BIN)/python -m pytest tests/chaos/test_checkpoints.py tests/chaos/test_others.py -m "" -k "kill"
 
 lint: install

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from bench.common import table
+from bench.tools.common import table
 from cluster.simulate.run import Forecast, Scenario, simulate
 from cluster.simulate.worker import StepTime
 

@@ -20,7 +20,7 @@ import ray
 from actors.engines.interface import EngineSettings
 from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
-from bench.common import table
+from bench.tools.common import table
 from cluster.config.placement import RolePlan
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool

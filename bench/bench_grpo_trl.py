@@ -19,7 +19,7 @@ STEPS, PROMPTS, SAMPLES, LENGTH, TURNS = 5, 4, 8, 24, 2
 
 
 def main() -> None:
-    from bench.common import table
+    from bench.tools.common import table
 
     names = {"TRL GRPOTrainer": "trl", "Raylign": "raylign"}
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -42,7 +42,7 @@ def main() -> None:
 def raylign() -> float:
     import yaml
 
-    from bench.common import MODEL, TASK
+    from bench.tools.common import MODEL, TASK
 
     recipe = {
         "name": "bench",
@@ -80,7 +80,7 @@ def trl() -> float:
     from trl import GRPOConfig, GRPOTrainer
 
     from actors.data import PromptSettings, load_prompts
-    from bench.common import TASK, THREADS, model_path
+    from bench.tools.common import TASK, THREADS, model_path
 
     torch.set_num_threads(THREADS)
     model = str(model_path())

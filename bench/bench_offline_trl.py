@@ -27,7 +27,7 @@ REASONS = (
 
 
 def main() -> None:
-    from bench.common import table
+    from bench.tools.common import table
 
     names = {"TRL": "trl", "Raylign": "raylign"}
     for kind, what in (("dpo", f"DPO, {PAIRS} pairs a step"), ("sft", f"SFT, {ROWS} rows a step")):
@@ -52,7 +52,7 @@ def conversations(count: int) -> list[dict[str, str]]:
     """Questions with answers of very different lengths, as real rows have them; the same for both sides."""
     from actors.data.preferences import generate_pairs
     from actors.data.rows import Origin
-    from bench.common import TASK
+    from bench.tools.common import TASK
 
     rng = random.Random(0)
 
@@ -75,7 +75,7 @@ def stored_rows(kind: str):  # type: ignore[no-untyped-def]
     from actors.data.demonstrations import DemonstrationSettings, load_demonstrations
     from actors.data.preferences import PreferenceSettings, load_preferences
     from actors.data.rows import Origin
-    from bench.common import model_path
+    from bench.tools.common import model_path
 
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def peak_gb() -> float:
 
 
 def raylign(kind: str) -> tuple[float, float]:
-    from bench.common import THREADS, as_a_worker, model_path
+    from bench.tools.common import THREADS, as_a_worker, model_path
 
     as_a_worker()
     import torch
@@ -152,7 +152,7 @@ def trl(kind: str) -> tuple[float, float]:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from bench.common import THREADS, model_path
+    from bench.tools.common import THREADS, model_path
 
     torch.set_num_threads(THREADS)
     rows = stored_rows(kind)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.common import MODEL, TASK, table
+from bench.tools.common import MODEL, TASK, table
 
 WORKERS, STEPS = (2, 4), 6
 DEMO = Path("deploy/recipes/ppo_demo.yaml")

@@ -17,7 +17,7 @@ PROMPTS, SAMPLES, LENGTH, ROUNDS, TURNS = 8, 8, 24, 3, 2
 
 
 def main() -> None:
-    from bench.common import table
+    from bench.tools.common import table
 
     rates: dict[str, list[float]] = {"vllm.LLM.generate": [], "Raylign rollout": []}
     for _ in range(TURNS):
@@ -39,7 +39,7 @@ def peer() -> float:
     os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind")
     from vllm import LLM, SamplingParams
 
-    from bench.common import model_path, prompts, seconds
+    from bench.tools.common import model_path, prompts, seconds
 
     model = model_path()
     engine = LLM(
@@ -62,7 +62,7 @@ def ours() -> float:
     from actors.engines.vllm.engine import VllmEngine
     from actors.rollouts.worker import RolloutWorker
     from actors.types import PolicyVersion, SamplingSettings
-    from bench.common import model_path, prompts, seconds
+    from bench.tools.common import model_path, prompts, seconds
 
     model = model_path()
     worker = RolloutWorker(VllmEngine(EngineSettings(str(model), max_model_len=256, max_num_seqs=PROMPTS * SAMPLES)))

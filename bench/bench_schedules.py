@@ -20,8 +20,8 @@ import time
 import numpy as np
 
 from actors.types import PolicyVersion, Prompt, SamplingSettings
-from bench.common import table
-from bench.timed_engine import Lengths, TimedEngine
+from bench.tools.common import table
+from bench.tools.timed_engine import Lengths, TimedEngine
 from cluster.pool.admission import Admission
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.common import MODEL, TASK, table
+from bench.tools.common import MODEL, TASK, table
 from cluster.run.records.evaluation import difference_interval, mean_interval
 
 SEEDS, STEPS, HELDOUT = (0, 1, 2), 20, 200

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 
 from actors.types import PolicyVersion, Prompt, SamplingSettings
-from bench.common import table
-from bench.timed_engine import Lengths, TimedEngine
+from bench.tools.common import table
+from bench.tools.timed_engine import Lengths, TimedEngine
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actors.types import FinishReason, Sample, SampleBatch, ScoreBatch
-from bench.common import THREADS, alternate, as_a_worker, model_path, prompts, table
+from bench.tools.common import THREADS, alternate, as_a_worker, model_path, prompts, table
 from learners.engines.deepspeed_engine import DeepSpeedEngine
 from learners.engines.models import load_policy
 from learners.engines.process_group import init_process_group

@@ -25,7 +25,7 @@ from cluster.roles.rollout import probe_logprobs, pulse_of
 from tests.fixtures.scripted_engine import ScriptedEngine
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["bench.process_rollout"])
+PROCESSES.set_forkserver_preload(["bench.tools.process_rollout"])
 
 
 def script(request: Any) -> list[int]:

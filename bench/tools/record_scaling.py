@@ -3,7 +3,7 @@
 Writes the recording as Markdown to the file that is named, and keeps the run's directory, whose report has the
 timeline. Not a measurement: on two cores four engines share what one had.
 
-    python -m bench.record_scaling bench/results/scaling.md runs/scaling
+    python -m bench.tools.record_scaling bench/results/scaling.md runs/scaling
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.common import MODEL, TASK
+from bench.tools.common import MODEL, TASK
 
 STEPS, LOOK_EVERY_S = 60, 5.0
 CHANGES = ((3, 4), (22, 2))
@@ -96,7 +96,7 @@ def main() -> None:
     target.write_text(
         f"# A run scaled 1, 4, 2 while it learns ({time.strftime('%Y-%m-%d')}, two cores)\n\n"
         "Seconds from `raylign train`; `raylign status` every five seconds, shown when the workers changed. Written\n"
-        "by `python -m bench.record_scaling`.\n\n```\n"
+        "by `python -m bench.tools.record_scaling`.\n\n```\n"
         + "\n".join(lines)
         + "\n```\n\nIts events:\n\n```\n"
         + "\n".join(events)

@@ -24,7 +24,7 @@ from actors.engines.interface import EngineSettings
 from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings
 from bench.bench_elastic import publish
-from bench.common import table
+from bench.tools.common import table
 from cluster.config.placement import RolePlan
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines

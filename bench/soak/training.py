@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from bench.common import table
+from bench.tools.common import table
 
 RECIPE = "deploy/recipes/grpo_demo.yaml"
 ROLES = ("rollout", "learner", "scorer", "driver")

@@ -19,8 +19,8 @@ import torch
 
 from actors.transports.buckets import make_buckets
 from actors.types import PolicyVersion, Prompt, SamplingSettings, digest_buckets
-from bench.common import table
-from bench.process_rollout import ProcessRollout
+from bench.tools.common import table
+from bench.tools.process_rollout import ProcessRollout
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool

@@ -1,0 +1,1 @@
+"""What several benches share: a small model and recipe, engines that keep time, rollout workers as plain processes."""
