@@ -3,7 +3,7 @@
 The page is one_step_off.py's without the wait before a publish: new weights reach the engines between two decode steps,
 a sample may be made by several policies (its spans say which), and none is trained on that is older than the schedule's
 `max_staleness` versions. In: a StreamingJob whose workers run. Out: a run directory whose last commit is the last step.
-Left out: how far ahead is too far (pool/admission.py), everything behind the verbs (streaming.py).
+Left out: how far ahead is too far (pool/admission.py), everything behind the verbs (training/streaming.py).
 """
 
 from __future__ import annotations

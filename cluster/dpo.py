@@ -1,7 +1,7 @@
 """The offline preference loop: DPO and its kin.
 
 In: an OfflineJob whose workers run. Out: a run directory whose last commit is the last step. Left out: the loss
-(config chose it), everything behind the verbs (offline.py).
+(config chose it), everything behind the verbs (training/offline.py).
 """
 
 from __future__ import annotations

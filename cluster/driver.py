@@ -1,8 +1,8 @@
 """One run from start to end: open the directory, connect to Ray, start the workers, run the loop, close everything.
 
 In: a checked config and a run directory. Out: exit by return (done) or RunFailed. Where a supervisor keeps the cluster
-(keeper.py), workers outlive a driver that dies, and the next goes on with them from the last commit; else the driver
-owns its workers, and Ray reaps them with it. Left out: checks of the input (commands/check.py), the loops.
+(life/keeper.py), workers outlive a driver that dies, and the next goes on with them from the last commit; else the
+driver owns its workers, and Ray reaps them with it. Left out: checks of the input (commands/check.py), the loops.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The page is ppo.py's but for four lines: samples are taken from a stream that runs ahead by one batch, and before the
 next weights are published the stream settles, so that no sample is made by two policies. In: a StreamingJob whose
 workers run. Out: a run directory whose last commit is the last step. Left out: how far ahead is too far
-(pool/admission.py), everything behind the verbs (streaming.py).
+(pool/admission.py), everything behind the verbs (training/streaming.py).
 """
 
 from __future__ import annotations

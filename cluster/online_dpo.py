@@ -2,7 +2,7 @@
 
 In: an OnlinePairsJob whose workers run. Out: a run directory whose last commit is the last step. It differs from
 ppo.py in one thing, what is made of the scores: pairs, not advantages. Left out: everything behind the verbs
-(online_pairs.py, online.py).
+(training/online_pairs.py, training/online.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The page is ppo.py's but for the stream that samples come from: generation is held while the learner works, so that the
 two may share a machine, and goes on with the tokens already made. A long response no longer holds up a step, and is not
 lost. In: a StreamingJob whose workers run. Out: a run directory whose last commit is the last step. Left out: how far
-ahead is too far (pool/admission.py), everything behind the verbs (streaming.py).
+ahead is too far (pool/admission.py), everything behind the verbs (training/streaming.py).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ pure functions in learners/ differ, this page does not.
 
 In: a PolicyGradientJob whose workers run. Out: a run directory whose last commit is the last step. A step generates
 with version N, learns from it, and publishes N+1 before the next begins, so no sample is ever stale. Left out:
-schedules that overlap generation and learning (their own files), everything behind the verbs (policy_gradient.py,
-online.py).
+schedules that overlap generation and learning (their own files), everything behind the verbs
+(training/policy_gradient.py, training/online.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The contract between a rollout worker and whatever generates tokens.
 
-Two implementations pass the same contract tests (tests/contracts): `vllm_engine.VllmEngine`, the real one, and
+Two implementations pass the same contract tests (tests/contracts): `vllm.engine.VllmEngine`, the real one, and
 `torch_engine.TorchEngine`, a plain transformers twin. The step loop is the caller's, so deadlines, aborts and
 weight updates between two decode steps need no thread and no child process.
 

@@ -2,7 +2,7 @@
 
 In: a model and LoraSettings, or weight buckets. Out: the model with adapters in place, a switch that turns them off,
 their tensors under the names that PEFT's files and vLLM use. Left out: training and merging (learners), vLLM's own
-adapter layers (vllm_engine).
+adapter layers (actors/engines/vllm).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: whole conversations (templated with this model's own tokenizer) or token ids. Out: one float64 score a sequence,
 read at its last real token, whichever side is padded and also when the pad token is the end-of-sequence token (so
-padding is told by the mask, never by the token). Left out: weights and sums (rewards/scorer.py), training.
+padding is told by the mask, never by the token). Left out: weights and sums (actors/rewards/scorer.py), training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The built-in reward functions, in the calling convention of actors/rewards/__init__.py.
+"""The built-in reward functions, in the calling convention of this package (see its docstring).
 
 In: one sample's prompt, response and data. Out: a float. Heavy packages are imported by the function that needs them.
 They run in the reward process like any other function. Left out: weights and sums (runner.py).

@@ -2,7 +2,7 @@
 
 In: prompts and responses as text. Out: numbers in [0, 1]: 1 where the first of two is better, 0.5 a tie. A judge that
 prefers a place and not a response (position bias, Zheng et al. 2023) then calls ties instead of winners. Left out: what
-the verdicts are used for (rewards/scorer.py ranks samples, cluster/commands/eval.py compares models).
+the verdicts are used for (scorer.py ranks samples, cluster/commands/eval.py compares models).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: prompts, sampling settings, perhaps the unfinished samples of an earlier worker (a SampleBatch whose rows end with
 ABORT). Out: the engine's requests, and at the end a SampleBatch with its RolloutStats. A generation that is interrupted
 gives back what it has: finished samples, and the others with ABORT, which another worker carries on from their last
-token. Left out: the engine, deadlines (rollout.py).
+token. Left out: the engine, deadlines (worker.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast a rollout worker decodes, as numbers that another thread may read and another process compare.
 
-In: nothing. Out: a frozen record. Left out: counting (rollout.py), who is slow (cluster/pool/members/straggler.py).
+In: nothing. Out: a frozen record. Left out: counting (worker.py), who is slow (cluster/pool/members/straggler.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: calls from any thread. Out: futures. Waits: the thread sleeps until a call comes when no sequence wants a token or
 no version is served, and decodes otherwise; a call waits for at most the decode step under way. Example: A is being
 generated, `begin_publish` comes: A stands still, buckets are loaded, `admit` comes: A goes on under the new weights.
-Where each second went is counted. Left out: Ray (cluster wraps this class), what a call does (rollout.py).
+Where each second went is counted. Left out: Ray (cluster wraps this class), what a call does (worker.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: prompts (ids), sampling settings, weight buckets, a PolicyVersion. Out: a SampleBatch whose every token carries the
 version it was decoded at, RolloutStats, log-probs for the probe. Left out: Ray (cluster wraps this class), threads
-(rollout_server.py), text, rewards, and the judgement whether a probe's log-probs are good enough (whoever holds the
+(server.py), text, rewards, and the judgement whether a probe's log-probs are good enough (whoever holds the
 recorded ones decides).
 
 States: EMPTY -adopt-> SERVING(N) -begin_publish-> RECEIVING(N+1) -finish_publish-> LOADED(N+1) -admit-> SERVING(N+1).

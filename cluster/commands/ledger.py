@@ -1,7 +1,7 @@
 """`raylign ledger RUN`: what became of every prompt.
 
 In: a run directory, also of a run that goes on. Out: admitted = trained + dropped + in flight, why prompts were
-dropped, and the last versions of the policy. Left out: writing any of it (run/ledger.py).
+dropped, and the last versions of the policy. Left out: writing any of it (cluster/run/ledger.py).
 """
 
 from __future__ import annotations

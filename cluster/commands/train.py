@@ -1,6 +1,7 @@
 """`raylign train`: check the input, open or resume the run directory, run. A file with `stages` is a pipeline.
 
-In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Left out: how (driver.py, pipeline.py).
+In: a recipe or a pipeline, overrides. Out: a run directory, or one a stage. Left out: how (cluster/driver.py,
+cluster/pipeline.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who gets which processors: a pure plan from a config and what the machine or cluster has.
 
 In: a Config, counts of CPUs and GPUs. Out: `Placement`: one line per role, and whether it fits. Left out: Ray (workers
-apply the plan), memory (commands/check.py).
+apply the plan), memory (cluster/commands/check.py).
 """
 
 from __future__ import annotations

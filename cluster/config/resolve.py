@@ -1,7 +1,7 @@
 """From a checked config to the settings each role takes. Pure; imports neither torch, Ray nor vLLM.
 
 In: a Config (and, where it depends on them, the resolved model path and the machine's resources). Out: the frozen
-settings of actors and learners. Left out: checks (rules.py).
+settings of actors and learners. Left out: checks (cluster/config/rules/general.py).
 """
 
 from __future__ import annotations

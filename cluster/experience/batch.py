@@ -2,7 +2,7 @@
 
 In: waves of samples with the references of their scores. Out: one `Samples`, how many prompts are still lacking, which
 groups are flat. One wave is enough but for dynamic sampling (DAPO, Yu et al. 2025), which samples new prompts for those
-whose responses all scored the same. Left out: generating and scoring (online.py).
+whose responses all scored the same. Left out: generating and scoring (cluster/training/online.py).
 """
 
 from __future__ import annotations

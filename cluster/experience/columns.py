@@ -1,6 +1,6 @@
 """A step's columns as the driver holds them: references, never tokens.
 
-In: references from workers. Out: the arguments of a learner's call. Left out: Ray itself (workers.py).
+In: references from workers. Out: the arguments of a learner's call. Left out: Ray itself (cluster/workers).
 """
 
 from __future__ import annotations

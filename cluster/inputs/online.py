@@ -1,7 +1,7 @@
 """From the config to prompts and rewards: which a run that makes its own samples uses.
 
 In: a Config (and a tokenizer where rows are read). Out: settings and sources of `actors.data`, reward specs. Held-out
-rows never share a question with training. Left out: stored rows (stored_inputs.py), the order of prompts
+rows never share a question with training. Left out: stored rows (stored.py), the order of prompts
 (PromptOrder), loading reward models, and what is wrong with them (DataError, RewardError say it; inspect/ collects
 it). Imports no torch.
 """

@@ -1,7 +1,7 @@
 """From the config to the rows that an offline run learns from: pairs, judged responses, or conversations.
 
 In: a Config and a tokenizer. Out: `StoredInputs`. Held-out rows never share a prompt with training. Left out: prompts
-of runs that make their own samples (inputs.py), the order of rows. Imports no torch.
+of runs that make their own samples (online.py), the order of rows. Imports no torch.
 """
 
 from __future__ import annotations

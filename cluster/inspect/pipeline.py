@@ -1,7 +1,8 @@
 """The examination of a pipeline's stages before any of them has run.
 
 In: a checked Pipeline. Out: an Examination a stage, made as if each stage started from the model that its chain starts
-from: tokenizer, window, memory plan and data are those of the later run. Left out: printing (commands/check.py).
+from: tokenizer, window, memory plan and data are those of the later run. Left out: printing
+(cluster/commands/check.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prints an Examination: what the run is, what it needs, what its data and rewards look like.
 
-In: an Examination and a rich console. Out: text. Left out: problems (commands/check.py prints them).
+In: an Examination and a rich console. Out: text. Left out: problems (cluster/commands/check.py prints them).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ In: `python -m cluster.life.keeper ADDRESS CPUS TIMEOUT_S NAMESPACE`, its standa
 Out: one line of JSON once the cluster stands, a renewed lease until the input ends; then every worker of the run is
 ended, and a local cluster with them, and their temporary files removed. Who waits for whom: drivers for that line; the
 keeper for nobody. It hears no signal that is meant for the run, and a supervisor that is killed ends it as well. Left
-out: what drivers do, when they are started (supervisor.py), the lease (workers/lease.py).
+out: what drivers do, when they are started (supervisor.py), the lease (cluster/workers/lease.py).
 """
 
 from __future__ import annotations

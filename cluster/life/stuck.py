@@ -2,7 +2,7 @@
 
 In: the phase it is stuck in. Out: stacks in the run's logs, an event that names who gave none, and the end of the
 driver by a signal, after which its supervisor resumes the run from the last commit. Left out: noticing it
-(run/watchdog.py).
+(cluster/run/watchdog.py).
 """
 
 from __future__ import annotations

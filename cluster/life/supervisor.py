@@ -4,7 +4,7 @@ killed.
 In: the command's own arguments. Out: the driver's exit code. Only a death by a signal, or of the cluster, is mended (a
 machine short of memory, someone's kill): a run that failed in its own words would fail again. A driver that is started
 again resumes from the last commit; the cluster and its workers were kept meanwhile (keeper.py). Signals to this process
-reach the driver, and the driver dies with it, however it dies. Left out: everything a driver does (driver.py).
+reach the driver, and the driver dies with it, however it dies. Left out: everything a driver does (cluster/driver.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: calls from its facade (pool.py), on the loop. Out: finished tickets, events. Example: version 3 is being published
 while a worker starts; it takes version 3 when that is admitted, and traffic only then. A ticket whose worker is lost
 goes to another, from where it was given out; one that fails on several workers ends with the reason. Left out: threads
-(pool.py), who gets what (dispatch.py), who is a member (members.py), Ray (handles).
+(pool.py), who gets what (dispatch.py), who is a member (cluster/pool/members/roster.py), Ray (handles).
 """
 
 from __future__ import annotations

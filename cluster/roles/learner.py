@@ -1,4 +1,4 @@
-"""A learner rank: what runs inside its process. Knows nothing of Ray: `workers.py` wraps it in an actor.
+"""A learner rank: what runs inside its process. Knows nothing of Ray: `cluster/workers` wraps it in an actor.
 
 In: settings, then columns of a step. Out: columns, metrics, weight buckets, files. Left out: who calls whom and when.
 Heavy imports stand inside the methods, so that importing this file (the driver does) costs nothing.

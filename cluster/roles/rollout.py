@@ -1,4 +1,5 @@
-"""A rollout worker: what runs inside its process. Knows nothing of Ray: `workers/rollout.py` wraps it in an actor.
+"""A rollout worker: what runs inside its process. Knows nothing of Ray: `cluster/workers/rollout.py` wraps it in an
+actor.
 
 In: tickets' parts, weight buckets, versions, as coroutine calls. Out: columns and statistics. Calls about weights carry
 a turn and take effect in the order of turns, whatever order they arrive in. Left out: the engine and its thread

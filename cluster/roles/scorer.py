@@ -1,4 +1,4 @@
-"""A scorer: what runs inside its process. Knows nothing of Ray: `workers.py` wraps it in an actor.
+"""A scorer: what runs inside its process. Knows nothing of Ray: `cluster/workers` wraps it in an actor.
 
 In: samples and their prompts. Out: score columns and a short report. Left out: what a reward is (actors.rewards).
 """

@@ -2,8 +2,8 @@
 
 In: a local path, or an fsspec URL (`s3://bucket/run`) that a local working copy is pushed to and pulled from: SQLite
 and file locks need a local disk. Out: paths, atomic writes, a lock that refuses a second driver.
-Left out: what the files mean (metrics.py, samples.py, ledger, checkpoints). The lock guards the local directory; two
-machines that work on copies of one URL are not kept apart.
+Left out: what the files mean (cluster/run/records/metrics.py, cluster/run/records/samples.py, ledger, checkpoints). The
+lock guards the local directory; two machines that work on copies of one URL are not kept apart.
 """
 
 from __future__ import annotations

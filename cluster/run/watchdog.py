@@ -2,7 +2,7 @@
 
 In: a word whenever the run moves from one phase to the next. Out: once it has not for too long, a call with the phase
 and the seconds, from a thread of its own. Every wait has its own deadline, so this one is for what has none: a lock, a
-library, a disk. Left out: what is then done (stacks.py, driver.py).
+library, a disk. Left out: what is then done (cluster/roles/stacks.py, cluster/driver.py).
 """
 
 from __future__ import annotations

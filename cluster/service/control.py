@@ -1,7 +1,7 @@
 """Changing a run while it goes on, from Python or another process: what `raylign scale` does.
 
 In: a run directory or a job's id. Out: the driver's answer, one sentence. Left out: how requests travel
-(run/control.py), what becomes of them (pool/).
+(cluster/run/control.py), what becomes of them (pool/).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A run in progress, as every training loop needs it: clocks, records, commits, evaluations' bookkeeping.
 
-In: a config, an open run directory. Out: metrics rows, events, samples, checkpoints. Left out: the loops (ppo.py,
-dpo.py), building the workers (online.py, dpo.py), the process around it (driver.py).
+In: a config, an open run directory. Out: metrics rows, events, samples, checkpoints. Left out: the loops
+(cluster/ppo.py, cluster/dpo.py), building the workers (online.py, cluster/dpo.py), the process around it
+(cluster/driver.py).
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ class Job:
         """The counterpart of `save_extra`."""
 
     def verbs(self) -> Mapping[str, Callable[..., str]]:
-        """What may be asked of the run while it goes on, by name (run/control.py)."""
+        """What may be asked of the run while it goes on, by name (cluster/run/control.py)."""
         return {}
 
     def close(self) -> None:

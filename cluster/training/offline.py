@@ -1,8 +1,8 @@
 """A run on stored rows: a learner group and what a step does. No rollouts, no engine.
 
-In: a checked config and its rows. Out: the verbs that `dpo.py` reads as one page. Left out: what a step's columns and
-an evaluation are (preferences.py, supervised.py, reward_modelling.py), the order of a step (dpo.py), records and
-commits (job.py).
+In: a checked config and its rows. Out: the verbs that `cluster/dpo.py` reads as one page. Left out: what a step's
+columns and an evaluation are (preferences.py, supervised.py, reward_modelling.py), the order of a step
+(cluster/dpo.py), records and commits (job.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A run that makes its own data: rollout pool, scorers, learner group, and what every such step does with them.
 
-In: a checked config and its inputs. Out: the verbs that the loops (ppo.py, online_dpo.py) share. Left out: what is
-learned from samples (policy_gradient.py, online_pairs.py), records and commits (job.py).
+In: a checked config and its inputs. Out: the verbs that the loops (cluster/ppo.py, cluster/online_dpo.py) share. Left
+out: what is learned from samples (policy_gradient.py, online_pairs.py), records and commits (job.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An online run on pairs of its own samples: the best against the worst of each prompt's.
 
-In: an OnlineJob's workers and a preference loss. Out: the verbs that `online_dpo.py` reads as one page. The ranking is
-the reward path of every online method: functions, models, judges, costs. Left out: the order of a step (online_dpo.py),
-pools and publishing (online.py).
+In: an OnlineJob's workers and a preference loss. Out: the verbs that `cluster/online_dpo.py` reads as one page. The
+ranking is the reward path of every online method: functions, models, judges, costs. Left out: the order of a step
+(cluster/online_dpo.py), pools and publishing (online.py).
 """
 
 from __future__ import annotations

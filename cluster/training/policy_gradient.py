@@ -1,7 +1,7 @@
 """An online run under a policy-gradient method: what its step does between the samples and the published weights.
 
-In: an OnlineJob's workers and a resolved Method. Out: the verbs that `ppo.py` reads as one page. Left out: the order of
-a step (ppo.py), pools and publishing (online.py).
+In: an OnlineJob's workers and a resolved Method. Out: the verbs that `cluster/ppo.py` reads as one page. Left out: the
+order of a step (cluster/ppo.py), pools and publishing (online.py).
 """
 
 from __future__ import annotations

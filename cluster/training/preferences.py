@@ -1,4 +1,4 @@
-"""A run on preferences: pairs, or single judged responses (KTO), over the offline loop's page (dpo.py).
+"""A run on preferences: pairs, or single judged responses (KTO), over the offline loop's page (cluster/dpo.py).
 
 In: a checked config and its rows. Out: the verbs of an offline run. Left out: the losses (learners), the order of a
 step.

@@ -1,4 +1,4 @@
-"""A run that trains a reward model, on preference pairs or on ratings, over the offline loop's page (dpo.py).
+"""A run that trains a reward model, on preference pairs or on ratings, over the offline loop's page (cluster/dpo.py).
 
 In: a checked config and its rows. Out: the verbs of an offline run; the export is a sequence-classification model that
 `reward.models` takes. Left out: the losses (learners), the order of a step.

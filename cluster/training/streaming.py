@@ -1,9 +1,10 @@
-"""A policy-gradient run whose generation runs ahead of its learning: the verbs of one_step_off.py and asynchronous.py.
+"""A policy-gradient run whose generation runs ahead of its learning: the verbs of cluster/one_step_off.py and
+cluster/asynchronous.py.
 
 In: a PolicyGradientJob's workers and a schedule. Out: batches with their staleness, publishes between decode steps. On
 a resume, prompts that were under way at the commit are generated again, under the weights of the commit; where only the
 learner was lost, by the asynchronous schedule, while it is built again. Left out: the order of a step, the stream
-itself (stream.py).
+itself (cluster/training/parts/stream.py).
 """
 
 from __future__ import annotations

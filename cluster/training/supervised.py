@@ -1,4 +1,4 @@
-"""A run on demonstrations: supervised tuning, over the offline loop's page (dpo.py).
+"""A run on demonstrations: supervised tuning, over the offline loop's page (cluster/dpo.py).
 
 In: a checked config and its demonstrations. Out: the verbs of an offline run. Left out: the loss (learners), the order
 of a step.

@@ -2,7 +2,7 @@
 
 In: a job's bundles. Out: nothing; nodes come when the autoscaler brings them, and workers that wait for them start. Who
 waits for whom: nobody. The broker outlives any one job, and ends itself when none wants anything. Left out: the sum
-(pool/demand.py).
+(cluster/pool/demand.py).
 """
 
 from __future__ import annotations

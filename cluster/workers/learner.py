@@ -1,7 +1,7 @@
 """One learner group as the driver calls it: every call goes to all ranks, in the same order.
 
 In: columns by reference. Out: references, metrics, weight buckets as they are made. Left out: what a rank does
-(roles/learner.py).
+(cluster/roles/learner.py).
 """
 
 from __future__ import annotations

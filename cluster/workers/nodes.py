@@ -1,6 +1,6 @@
 """One question to every node of the cluster.
 
-In: a function. Out: an answer a node, or why it gave none. Left out: what is asked (inspect/nodes.py).
+In: a function. Out: an answer a node, or why it gave none. Left out: what is asked (cluster/inspect/nodes.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: a plan of what a worker takes, engine settings. Out: handles, one an actor. Each worker stands by itself, in a
 placement group of its own where it takes GPUs, so that it can come and go alone. Left out: the pool (cluster/pool),
-what a worker does (roles/rollout.py).
+what a worker does (cluster/roles/rollout.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: samples by reference. Out: references of scores and of reports. Scoring changes nothing, so Ray may do it again: it
 starts a scorer that died once more and repeats its calls; one that does not answer in time is ended here, to the same
 effect. Ray tells nobody of it: a call that lasts as long as the scorer's process does. Left out: what a scorer does
-(roles/scorer.py).
+(cluster/roles/scorer.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: named parameters in the module's order, ZeRO's shards already gathered, and how each adapted layer is scaled. Out:
 the same stream under the base's own names, W + scale B A in place of W, A and B. Left out: gathering (the engines),
-files (export.py).
+files (learners/export.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a learner is told about the run: data only, torch-free, so that the config can make it.
 
-In: nothing. Out: frozen settings and the columns of one step. Left out: what is done with them (experience.py,
-policy.py, critic.py).
+In: nothing. Out: frozen settings and the columns of one step. Left out: what is done with them (learners/experience.py,
+learners/policy.py, learners/critic.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a vLLM engine needs to serve an adapter, as far as it does not need vLLM.
 
 In: EngineSettings with `lora`. Out: arguments of the engine, the product that replaces vLLM's CPU kernels, a PEFT
-directory for `add_lora`. Left out: importing vLLM (vllm_engine.py), checking what comes in (adapters.AdapterInbox).
+directory for `add_lora`. Left out: importing vLLM (engine.py), checking what comes in (adapters.AdapterInbox).
 """
 
 from __future__ import annotations

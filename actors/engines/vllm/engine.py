@@ -3,7 +3,7 @@
 In: EngineSettings, requests, weight buckets. Out: StepOutputs, log-probs. With tensor_parallel 1 the model runs in
 this very process (no child to orphan or to hang); above that vLLM's executor starts one worker a device, its own
 processes on one node, Ray actors inside a placement group. Weights take one path in both cases: `collective_rpc` to
-`WeightPort` (vllm_port.py), which vLLM mixes into its worker. Left out: Ray, versions and digests (the rollout worker
+`WeightPort` (port.py), which vLLM mixes into its worker. Left out: Ray, versions and digests (the rollout worker
 has them), how weights travel (transports).
 """
 

@@ -1,6 +1,6 @@
 """Environment that vLLM reads when it is imported or when an engine starts: import this first.
 
-In: nothing. Out: variables of this process. Left out: importing vLLM (vllm_engine.py). In process, quiet, nothing sent
+In: nothing. Out: variables of this process. Left out: importing vLLM (engine.py). In process, quiet, nothing sent
 home; our threads, not vLLM's binding of them to cores. A sequence of exactly max_model_len tokens must be scorable,
 which takes vLLM one position more than the model may have (it is never fed).
 """

@@ -1,7 +1,7 @@
 """What Raylign changes inside a vLLM worker: loading weights between two decode steps, drawing tokens, and what vLLM
 computes that nobody reads.
 
-In: calls by name (`collective_rpc`) from the engine (vllm_engine.py), in whichever process vLLM runs the model, which
+In: calls by name (`collective_rpc`) from the engine (engine.py), in whichever process vLLM runs the model, which
 imports this file before it loads one. Out: a model on new weights. Left out: requests and their results.
 """
 

@@ -1,7 +1,7 @@
 """Rules that need two sections at once. Each returns the problems it finds; none changes anything.
 
 In: a Config whose sections are each valid. Out: Problems, all of them: a key that would be ignored is one too. Left
-out: what needs the model's files, the data or the machine (commands/check.py).
+out: what needs the model's files, the data or the machine (cluster/commands/check.py).
 """
 
 from __future__ import annotations

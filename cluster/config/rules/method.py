@@ -1,6 +1,6 @@
 """Which part of a config is whose: a section or key that the method has no use for is a problem.
 
-In: a Config. Out: Problems. Left out: what the values must be (rules.py, offline_rules.py).
+In: a Config. Out: Problems. Left out: what the values must be (general.py, offline.py).
 """
 
 from __future__ import annotations

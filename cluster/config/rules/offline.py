@@ -1,7 +1,7 @@
 """Rules of the methods that learn from stored rows, and from pairs of their own samples.
 
 In: a Config of such a method. Out: Problems: what it has no use for, and what its loss needs. Left out: rules of the
-policy-gradient methods and of sections that every method has (rules.py).
+policy-gradient methods and of sections that every method has (general.py).
 """
 
 from __future__ import annotations

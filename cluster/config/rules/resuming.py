@@ -1,7 +1,7 @@
 """What a resume may change of a run's config.
 
 In: the saved config and the given one, as plain data. Out: the dotted keys that differ and may not. Left out: reading
-them and refusing (driver.py, run/stages.py).
+them and refusing (cluster/driver.py, cluster/run/stages.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rules of `rollout`: what its engines can do, and what a GPU that they share with a learner allows.
 
-In: a Config of a method that makes its own samples. Out: Problems. Left out: sampling (rules.py), schedules
-(schedule_rules.py), the transport of weights (transport.py).
+In: a Config of a method that makes its own samples. Out: Problems. Left out: sampling (general.py), schedules
+(schedule.py), the transport of weights (cluster/config/transport.py).
 """
 
 from __future__ import annotations

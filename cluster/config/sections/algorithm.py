@@ -1,7 +1,7 @@
 """The `algorithm` section: data only. What a method's name stands for is in learners/methods/presets.py.
 
 In: nothing. Out: pydantic models; a field that is not set is the preset's. Left out: which fields a method has no use
-for (rules.py, offline_rules.py).
+for (cluster/config/rules/general.py, cluster/config/rules/offline.py).
 """
 
 from __future__ import annotations

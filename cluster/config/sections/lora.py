@@ -1,6 +1,6 @@
 """The `model.lora` section: data only.
 
-In: nothing. Out: a pydantic model. Left out: what it excludes (lora_rules.py), what an adapter is
+In: nothing. Out: a pydantic model. Left out: what it excludes (cluster/config/rules/lora.py), what an adapter is
 (actors/models/lora.py).
 """
 

@@ -1,6 +1,6 @@
 """The `reward` section: data only.
 
-In: nothing. Out: pydantic models. Left out: what needs another section to be judged (rules.py).
+In: nothing. Out: pydantic models. Left out: what needs another section to be judged (cluster/config/rules/general.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The `rollout.schedule` and `rollout.autoscale` sections: data only.
 
-In: nothing. Out: pydantic models. Left out: what they exclude (schedule_rules.py), the schedules' pages.
+In: nothing. Out: pydantic models. Left out: what they exclude (cluster/config/rules/schedule.py), the schedules' pages.
 """
 
 from __future__ import annotations

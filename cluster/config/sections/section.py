@@ -1,6 +1,6 @@
 """What every section of the config is made of: strict, frozen models without unknown keys, and the kinds of numbers.
 
-In: nothing. Out: `Section` and annotated types. Left out: the sections (schema.py, algorithm.py).
+In: nothing. Out: `Section` and annotated types. Left out: the sections (cluster/config/schema.py, algorithm.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 SPARE -> JOINING, when its place is needed: its engine runs, on weights of no version. JOINING -> HEALTHY, only by a
 passed probe of the current weights. HEALTHY -> DRAINING (asked to leave) -> RETIRED.
 HEALTHY -> SUSPECT (it decodes far slower than the others, and rests) -> HEALTHY, by such a probe again. DEAD and
-RETIRED are ends. Left out: who decides (members.py, watch.py).
+RETIRED are ends. Left out: who decides (roster.py, watch.py).
 """
 
 from __future__ import annotations

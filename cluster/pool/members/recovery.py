@@ -2,7 +2,7 @@
 
 In: failures, each with its time. Out: seconds until the replacement, or that the budget is spent. Failures that lie
 further apart than `calm_s` do not add up to a longer wait, but all of them count. Example: backoff 1, failures at 0, 5
-and 7 wait 1, 2 and 4 seconds, one at 900 waits 1 again. Left out: telling that a worker failed (members.py).
+and 7 wait 1, 2 and 4 seconds, one at 900 waits 1 again. Left out: telling that a worker failed (roster.py).
 """
 
 from __future__ import annotations

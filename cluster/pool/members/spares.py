@@ -1,7 +1,7 @@
 """Workers whose engines run and that hold no version: ready to take the place of one that is lost, or to join.
 
 In: how a member is made and its engine started. Out: members, one at a time; another is started for each that was
-taken. Who waits for whom: nobody; who finds none ready starts a worker. Left out: joining (members.py).
+taken. Who waits for whom: nobody; who finds none ready starts a worker. Left out: joining (roster.py).
 """
 
 from __future__ import annotations

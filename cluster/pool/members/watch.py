@@ -5,7 +5,7 @@ becomes a suspect: it gets no more work, others go on with its tickets from the 
 by. After its rest it proves the present version as a joiner does and serves again. Who waits for whom: its rest begins
 when its work is handed on, and ends at once when nobody else is left that serves. Example: three members, one ten times
 slower; its two tickets go to the others after a second or two, it rests for 30 s, and for 60 if it is slow again.
-Left out: who is slow (straggler.py), who replaces a lost one (members.py).
+Left out: who is slow (straggler.py), who replaces a lost one (roster.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In: what fills a staging folder, and says when the last of its files is written. Out: commits (checkpoint.py), each of
 them whole or absent. Who waits for whom: `begin` for the commit before; nobody for one under way. One failed write is
 told and the run goes on with the commits it has; a second in a row, or one that nothing will follow, ends it. Left out:
-what a checkpoint holds (job.py).
+what a checkpoint holds (cluster/training/job.py).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ what comes too late is dropped.
 In: mean response lengths of prompts that were trained, and of prompts that were dropped as too old. Out: how far apart,
 and whether to raise an alarm. Worked example: 400 trained prompts of 90 tokens on average, 100 dropped ones of 190: the
 trained are 18 % shorter than all 500, and no such split comes about by chance. Left out: where lengths come from
-(ledger.py).
+(cluster/run/ledger.py).
 """
 
 from __future__ import annotations

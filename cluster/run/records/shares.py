@@ -1,7 +1,7 @@
 """Where a step's time went: by phase of the driver, by role, and what the learner group waited for.
 
 In: the seconds of the driver's phases and of each role's calls. Out: metrics; shares add up to one. Left out: the
-rollout workers' own (pool/usage.py).
+rollout workers' own (cluster/pool/usage.py).
 """
 
 from __future__ import annotations

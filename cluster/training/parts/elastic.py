@@ -2,7 +2,7 @@
 be.
 
 In: the pool, what is asked of the run, each step's load. Out: workers that come and go, events. Left out: the decision
-(pool/autoscale.py), doing it (pool/).
+(cluster/pool/autoscale.py), doing it (pool/).
 """
 
 from __future__ import annotations

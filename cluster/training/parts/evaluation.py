@@ -1,7 +1,7 @@
 """Held-out prompts through a pool and scorers: what `raylign eval` and the training loops share.
 
 In: a rollout pool, scorers, prompts. Out: score arrays by reward name, in the prompts' order. Left out: intervals
-(run/evaluation.py), when to evaluate (the loops).
+(cluster/run/records/evaluation.py), when to evaluate (the loops).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rollout pool of a run: from its config and placement to workers on Ray.
 
 In: a checked config, a placement, the model. Out: a RolloutPool that can be scaled as far as the cluster goes. Left
-out: the pool itself (pool/), the actors (workers/rollout.py).
+out: the pool itself (pool/), the actors (cluster/workers/rollout.py).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Generation that goes on while the learner learns: prompts admitted as far as staleness allows, taken as they end.
 
 In: a job's pool, order and ledger. Out: a step's samples, the oldest first, none older than the bound. Who waits for
-whom: `take` waits for the pool; the pool waits for nobody and runs dry when admission (pool/admission.py) stops it,
-until the next `admit`. Example: bound 1, batches of 4: 8 prompts are under way, the step takes 4 of them, and after it
-4 more are sent while the others go on. Left out: the order of a step (one_step_off.py, asynchronous.py), what a member
-of the pool does.
+whom: `take` waits for the pool; the pool waits for nobody and runs dry when admission (cluster/pool/admission.py) stops
+it, until the next `admit`. Example: bound 1, batches of 4: 8 prompts are under way, the step takes 4 of them, and after
+it 4 more are sent while the others go on. Left out: the order of a step (cluster/one_step_off.py,
+cluster/asynchronous.py), what a member of the pool does.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from actors.data import DataError, PreferencePair, StoredRows
-from cluster.inputs.online import online as inputs
+from cluster.inputs import online as inputs
 from cluster.inputs.stored import load_stored_inputs, stored_settings
 from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_tokenizer
