@@ -107,10 +107,9 @@ def raylign(kind: str) -> tuple[float, float]:
     from actors.types import ScoreBatch
     from cluster.roles.learner import LearnerRole, LearnerSpec
     from learners.base import row_sums
-    from learners.engines.settings import OptimizerSettings, ZeroSettings
+    from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
     from learners.methods.method import (
         LearnerSettings,
-        ModelSettings,
         PreferenceSettings,
         StepInputs,
         SupervisedSettings,

@@ -16,9 +16,9 @@ from bench.tools.common import THREADS, alternate, as_a_worker, model_path, prom
 from learners.engines.deepspeed_engine import DeepSpeedEngine
 from learners.engines.models import load_policy
 from learners.engines.process_group import init_process_group
-from learners.engines.settings import OptimizerSettings, ZeroSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.engines.torch_engine import TorchEngine
-from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings
+from learners.methods.method import Method, StepInputs, UpdateSettings
 from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner
 

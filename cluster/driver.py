@@ -33,21 +33,21 @@ from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster, kept
 from cluster.life.stuck import end_stuck
 from cluster.roles.stacks import FOLDER, tell_when_asked
-from cluster.run.console import Console, Header, Summary
 from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
+from cluster.run.records.console import Console, Header, Summary
 from cluster.run.records.evaluation import difference_interval, mean_interval
 from cluster.run.records.metrics import EventsWriter, MetricsWriter
 from cluster.run.records.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
+from cluster.training import recovery
 from cluster.training.job import Job
 from cluster.training.offline import OfflineJob
 from cluster.training.online import OnlineJob
 from cluster.training.online_pairs import OnlinePairsJob
-from cluster.training.parts import recovery
-from cluster.training.parts.recovery import last_commit, step_of
 from cluster.training.policy_gradient import PolicyGradientJob
 from cluster.training.preferences import PreferenceJob
+from cluster.training.recovery import last_commit, step_of
 from cluster.training.reward_modelling import RewardModelJob
 from cluster.training.streaming import StreamingJob
 from cluster.training.supervised import SupervisedJob

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.config import Config, Pipeline, Stage
-from cluster.config.pipeline import REFERENCE, with_models
+from cluster.config.loading.pipeline import REFERENCE, with_models
 from cluster.driver import Outcome, run
 from cluster.errors import RunFailed, StepLost, UserError
-from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
+from cluster.run.records.console import Console
 from cluster.run.report.pipeline import write_pipeline_report
 from cluster.run.stages import Finished, PipelineDirectory
 

@@ -3,7 +3,7 @@
 In: buckets where the learner holds them. Out: the same bytes on every linked engine's device. The group is of this
 transport alone and no default group of either process; it lasts until the pool's membership changes. torch's process
 groups are used and not vLLM's NCCL engine, whose communicator waits for a dead peer without end: here a broadcast that
-somebody misses ends with an error after its deadline. Left out: who is linked (cluster/pool/weights.py).
+somebody misses ends with an error after its deadline. Left out: who is linked (cluster/pool/members/weights.py).
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from typing import Any
 
 from actors.rollouts.server import RolloutServer
 from actors.rollouts.worker import RolloutWorker
-from cluster.pool.handle import WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.handle import WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
+from cluster.pool.members.ticket import Ticket
 from cluster.roles.rollout import probe_logprobs, pulse_of
 from tests.fixtures.scripted_engine import ScriptedEngine
 

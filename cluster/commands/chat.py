@@ -57,6 +57,6 @@ def _answer(network: Any, tokenizer: Any, turns: list[dict[str, str]], max_token
 
 def _model_path(model: str) -> Path:
     from actors.models.pretrained import resolve_model
-    from cluster.run.policies import exported_policy
+    from cluster.run.checkpoints.policies import exported_policy
 
     return exported_policy(model) or resolve_model(model)

@@ -32,8 +32,8 @@ def evaluate(
     """Compare models on held-out rows."""
     from cluster.comparison import answers, verdicts
     from cluster.config import load_config
+    from cluster.run.checkpoints.policies import latest_policy
     from cluster.run.directory import RunDirectory
-    from cluster.run.policies import latest_policy
 
     if config.is_dir():
         _refuse_pipeline(config)

@@ -28,7 +28,7 @@ def replay(
 
 def replay_lines(run_dir: str, step: int) -> list[str]:
     """UserError where the run has not saved the step."""
-    from cluster.config.load import config_of
+    from cluster.config.loading.load import config_of
     from cluster.errors import UserError
     from cluster.run.directory import RunDirectory
     from learners.export import load_inputs
@@ -49,7 +49,7 @@ def replay_lines(run_dir: str, step: int) -> list[str]:
 
 def _weights_before(run: RunDirectory, step: int) -> Path | None:
     """The newest exported policy of an earlier step, none where the run exports adapters: a model is what it takes."""
-    from cluster.run.policies import policy_steps
+    from cluster.run.checkpoints.policies import policy_steps
 
     earlier = [exported for exported in policy_steps(run) if exported < step]
     return run.policy(earlier[-1]) if earlier else None

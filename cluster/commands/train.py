@@ -146,8 +146,8 @@ def _limits(loaded: Config | Pipeline | None) -> tuple[int, float]:
 
 def _train_run(config: Config, where: str, resume: bool, again: str) -> None:
     from cluster.driver import run
-    from cluster.run.console import Console
     from cluster.run.directory import RunDirectory
+    from cluster.run.records.console import Console
 
     directory = RunDirectory.attach(where) if resume else RunDirectory.create(where)
     run(config, directory, resume=resume, console=Console(), again=again)

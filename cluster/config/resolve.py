@@ -16,11 +16,10 @@ from cluster.config.schema import Config, Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.members.recovery import RecoveryLimits
-from learners.engines.settings import OptimizerSettings, ZeroSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.method import (
     LearnerSettings,
     Method,
-    ModelSettings,
     RewardModelSettings,
     SupervisedSettings,
     Training,

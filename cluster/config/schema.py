@@ -3,7 +3,7 @@
 In: nothing. Out: pydantic models; a section is a class of at most a dozen keys, its docstrings are the reference.
 Unknown keys are errors, nothing is coerced silently. The method and the rewards have files of their own
 (cluster/config/sections/algorithm.py, cluster/config/sections/reward.py). What needs two sections at once is in
-`cluster/config/rules/general.py`; reading YAML, overrides and error text in `load.py`.
+`cluster/config/rules/general.py`; reading YAML, overrides and error text in `cluster/config/loading/load.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.config import Pipeline, Problem
-from cluster.config.pipeline import references, with_models, within
+from cluster.config.loading.pipeline import references, with_models, within
 from cluster.inspect.examine import Examination, examine
 from cluster.inspect.machine import Machine
 from cluster.run.stages import PipelineDirectory

@@ -17,12 +17,12 @@ from typing import Any
 from actors.rollouts.spans import Span
 from cluster.errors import RunFailed
 from cluster.pool.dispatch import Dispatcher
-from cluster.pool.handle import RolloutHandle, WorkerError, WorkerLost, WorkerPulse
+from cluster.pool.members.handle import RolloutHandle, WorkerError, WorkerLost, WorkerPulse
 from cluster.pool.members.member import Member, MemberState
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines, Listener, Members
+from cluster.pool.members.ticket import Finished, Ticket
 from cluster.pool.members.watch import AGAIN_S
-from cluster.pool.ticket import Finished, Ticket
 
 
 class Core:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.ticket import Ticket
 
 PRESSED, EASY = 0.90, 0.70
 """Shares of a worker's cache: above the first its limit is halved, below the second it grows."""

@@ -20,11 +20,11 @@ from actors.types import PolicyVersion, Prompt, SamplingSettings
 from cluster.errors import RunFailed, UserError
 from cluster.experience.columns import Ref, Samples
 from cluster.pool.core import Core
-from cluster.pool.handle import RolloutHandle, WorkerPulse
+from cluster.pool.members.handle import RolloutHandle, WorkerPulse
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines
-from cluster.pool.ticket import Finished, Ticket
-from cluster.pool.weights import Current, Judge
+from cluster.pool.members.ticket import Finished, Ticket
+from cluster.pool.members.weights import Current, Judge
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from actors.rollouts.spans import RolloutSeconds
-from cluster.pool.handle import WorkerPulse
+from cluster.pool.members.handle import WorkerPulse
 
 KINDS = tuple(field.name for field in fields(RolloutSeconds))
 SHARES = ("generate", "sync", "wait_weights", "wait_prompts")

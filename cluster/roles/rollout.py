@@ -22,7 +22,7 @@ import numpy as np
 from actors.engines.interface import EngineSettings
 from actors.engines.probe import worth_recording
 from actors.types import Prompt, SampleBatch, SamplingSettings
-from cluster.pool.handle import WorkerIdentity, WorkerPulse
+from cluster.pool.members.handle import WorkerIdentity, WorkerPulse
 from cluster.roles.stacks import tell_when_asked
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cluster.config.pipeline import Pipeline
+from cluster.config.loading.pipeline import Pipeline
 from cluster.config.rules.resuming import FREE_IN_A_STAGE, FREE_WHEN_DONE, changed_keys
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory, write_atomic

@@ -19,7 +19,7 @@ from actors.types import SamplingSettings
 from cluster.pool.admission import Admission, Backlog
 from cluster.pool.autoscale import Autoscaler, AutoscaleSettings, StepLoad
 from cluster.pool.dispatch import Dispatcher
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.ticket import Ticket
 from cluster.simulate.worker import SimulatedWorker, StepTime
 
 T = TypeVar("T")

@@ -18,13 +18,13 @@ from typing import Any
 from cluster.config.schema import Config
 from cluster.errors import RunFailed, UserError
 from cluster.experience.columns import StepColumns
-from cluster.run.alarms import Alarms
 from cluster.run.checkpoints.commits import Commits
+from cluster.run.checkpoints.policies import prune_policies
 from cluster.run.checkpoints.state import DriverState
-from cluster.run.console import Console
 from cluster.run.directory import RunDirectory, read_json_lines
 from cluster.run.ledger import Ledger
-from cluster.run.policies import prune_policies
+from cluster.run.records.alarms import Alarms
+from cluster.run.records.console import Console
 from cluster.run.records.evaluation import mean_interval
 from cluster.run.records.metrics import EventsWriter, MetricsWriter, eval_metrics
 from cluster.run.records.shares import calls_of, step_times

@@ -21,12 +21,12 @@ from cluster.errors import RunFailed
 from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs.online import OnlineInputs
+from cluster.pool.members.ticket import Finished
 from cluster.pool.pool import samples_of
-from cluster.pool.ticket import Finished
 from cluster.run.records.length_bias import length_bias
-from cluster.training.parts.recovery import step_of
 from cluster.training.parts.stream import Stream
 from cluster.training.policy_gradient import PolicyGradientJob
+from cluster.training.recovery import step_of
 from cluster.workers import get, put
 
 WATCHED = 8

@@ -2,7 +2,7 @@
 
 In: a job's bundles. Out: nothing; nodes come when the autoscaler brings them, and workers that wait for them start. Who
 waits for whom: nobody. The broker outlives any one job, and ends itself when none wants anything. Left out: the sum
-(cluster/pool/demand.py).
+(demand.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.errors import RunFailed
-from cluster.pool.demand import LEASE_S, Bundle, Demand
 from cluster.workers.calls import first_line, get
+from cluster.workers.demand import LEASE_S, Bundle, Demand
 
 NAME, NAMESPACE = "raylign-node-broker", "raylign"
 LOOK_EVERY_S = 5.0

@@ -22,8 +22,8 @@ from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.config.placement import RolePlan
 from cluster.experience.columns import Ref
-from cluster.pool.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.handle import RolloutHandle, WorkerError, WorkerIdentity, WorkerLost, WorkerPulse
+from cluster.pool.members.ticket import Ticket
 from cluster.roles.rollout import RolloutRole, RolloutSpec
 from cluster.workers.calls import first_line, options
 from cluster.workers.groups import release, reserve

@@ -15,7 +15,7 @@ from actors.models.attention import implementation
 from actors.models.forward import PackedTensors
 from actors.models.numerics import settle_kernels
 from actors.models.reward_model import exact_head
-from learners.methods.method import ModelSettings
+from learners.engines.settings import ModelSettings
 
 
 def load_policy(settings: ModelSettings) -> nn.Module:

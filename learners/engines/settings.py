@@ -1,8 +1,24 @@
-"""Settings of a training engine: data only, torch-free, so that the config can make them."""
+"""Settings of a model and of the engine that trains it: data only, torch-free, so that the config can make them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from actors.models.lora import LoraSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How to load one model. layers: keep only the trunk's first so many (None: all). lora: train an adapter and hold
+    the rest still (None: train everything)."""
+
+    path: str
+    dtype: str = "bfloat16"
+    attention: str = "sdpa"
+    trust_remote_code: bool = False
+    gradient_checkpointing: bool = False
+    layers: int | None = None
+    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from actors.models.lora import LoraSettings
 from actors.types import Sample, SampleBatch, ScoreBatch
-from learners.engines.settings import OptimizerSettings, ZeroSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.presets import PreferenceSettings, Preset, RewardModelSettings
 
 
@@ -39,20 +38,6 @@ class SupervisedSettings:
 
 Training = Method | PreferenceSettings | SupervisedSettings | RewardModelSettings
 """What a learner group may be told to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """How to load one model. layers: keep only the trunk's first so many (None: all). lora: train an adapter and hold
-    the rest still (None: train everything)."""
-
-    path: str
-    dtype: str = "bfloat16"
-    attention: str = "sdpa"
-    trust_remote_code: bool = False
-    gradient_checkpointing: bool = False
-    layers: int | None = None
-    lora: LoraSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from actors.models.reward_model import RewardModel
 from cluster.config import load_config
 from cluster.driver import run
-from cluster.run.console import Console
 from cluster.run.directory import RunDirectory
+from cluster.run.records.console import Console
 from cluster.training import offline
 from tests.integration.local_learner import LocalLearnerGroup
 from tests.integration.runs import merged, recipe, rows

@@ -21,9 +21,9 @@ from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.training.parts.publish import Publisher
 from learners.engines.models import load_policy
-from learners.engines.settings import OptimizerSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings
 from learners.engines.torch_engine import TorchEngine
-from learners.methods.method import Method, ModelSettings, UpdateSettings
+from learners.methods.method import Method, UpdateSettings
 from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner
 

@@ -22,7 +22,7 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster.config.load import load_config
+from cluster.config.loading.load import load_config
 from serve.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]

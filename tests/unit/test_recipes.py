@@ -8,7 +8,7 @@ import pytest
 from actors.data.rows import create_task
 from actors.rewards.spec import resolve_function
 from cluster.config import Pipeline, load_config, load_run
-from cluster.config.pipeline import with_models
+from cluster.config.loading.pipeline import with_models
 from cluster.config.placement import plan, shortage
 from cluster.config.resolve import resolve_preset
 from cluster.inspect.machine import GIB

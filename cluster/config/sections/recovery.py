@@ -1,6 +1,6 @@
 """The `recovery` section: what a run bears before it gives up. Data only.
 
-In: nothing. Out: a pydantic model. Left out: what is done about a failure (cluster/training/parts/recovery.py,
+In: nothing. Out: a pydantic model. Left out: what is done about a failure (cluster/training/recovery.py,
 cluster/pool).
 """
 

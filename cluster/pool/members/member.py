@@ -13,8 +13,8 @@ import enum
 from dataclasses import dataclass, field
 
 from actors.rollouts.spans import Span
-from cluster.pool.handle import RolloutHandle
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.handle import RolloutHandle
+from cluster.pool.members.ticket import Ticket
 
 
 class MemberState(enum.Enum):

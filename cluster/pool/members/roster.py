@@ -1,10 +1,10 @@
 """Who is in the pool: workers that start, prove the weights, serve, leave, or are lost and replaced.
 
 In: a number of workers wanted, failures. Out: members that serve, events. Who waits for whom: a joiner waits for a
-publish under way (cluster/pool/weights.py); a leaver gives back its tickets first; the replacement of a lost worker
-waits for the backoff of the budget (recovery.py). A lost worker is one that is gone, or answers nothing, or holds work
-and makes no token, or computes with other weights than the others: it is ended, whatever it does. Left out: tickets
-(cluster/pool/core.py), who is lost or rests because of how it works (watch.py).
+publish under way (weights.py); a leaver gives back its tickets first; the replacement of a lost
+worker waits for the backoff of the budget (recovery.py). A lost worker is one that is gone, or answers nothing, or
+holds work and makes no token, or computes with other weights than the others: it is ended, whatever it does. Left out:
+tickets (cluster/pool/core.py), who is lost or rests because of how it works (watch.py).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import RunFailed
-from cluster.pool.handle import RolloutHandle, WorkerIdentity
+from cluster.pool.members.handle import RolloutHandle, WorkerIdentity
 from cluster.pool.members.member import Member, MemberState
 from cluster.pool.members.recovery import FailureBudget, RecoveryLimits
 from cluster.pool.members.spares import Spares
 from cluster.pool.members.watch import Listener, Watch
-from cluster.pool.weights import Weights, within
+from cluster.pool.members.weights import Weights, within
 
 STAY = (MemberState.HEALTHY, MemberState.JOINING, MemberState.SUSPECT)
 """In the order in which they are kept when the pool gets smaller."""

@@ -15,7 +15,7 @@ from cluster.errors import RunFailed
 from cluster.pool.members.member import Member, MemberState
 from cluster.pool.members.recovery import FailureBudget, RecoveryLimits
 from cluster.pool.members.watch import WATCH_EVERY_S
-from cluster.pool.weights import within
+from cluster.pool.members.weights import within
 
 
 class Spares:

@@ -18,11 +18,11 @@ from typing import Any
 
 from actors.rollouts.pace import Pace
 from cluster.errors import RunFailed
-from cluster.pool.handle import WorkerError, WorkerLost
+from cluster.pool.members.handle import WorkerError, WorkerLost
 from cluster.pool.members.member import Member, MemberState
 from cluster.pool.members.recovery import Progress, RecoveryLimits
 from cluster.pool.members.straggler import Rests, Slow, Stragglers
-from cluster.pool.weights import Weights, within
+from cluster.pool.members.weights import Weights, within
 
 WATCH_EVERY_S = 1.0
 """Between two looks at a worker, and at least between two changes of its limit."""

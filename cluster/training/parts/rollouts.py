@@ -20,11 +20,11 @@ from cluster.config.transport import choose_transport
 from cluster.inspect.machine import GIB
 from cluster.inspect.memory import plan_memory
 from cluster.inspect.model import facts_by_config, read_model_config
-from cluster.pool.demand import bundles_of
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.pool import RolloutPool
 from cluster.roles.rollout import RolloutSpec
 from cluster.workers import NodeRequests, free_resources, living_rollout, put, start_rollout
+from cluster.workers.demand import bundles_of
 
 RESERVE = 1 << 30
 """Memory that is left alone when workers are added on this machine."""

@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from actors.types import Prompt, SamplingSettings
 from cluster.errors import RunFailed
 from cluster.pool.admission import Admission, Backlog
+from cluster.pool.members.ticket import Finished
 from cluster.pool.pool import RolloutPool
-from cluster.pool.ticket import Finished
 
 
 class Stream:

@@ -18,8 +18,9 @@ from learners.base import LearnerBase
 from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
 from learners.engines.interface import OptimizerSettings
 from learners.engines.models import load_policy
+from learners.engines.settings import ModelSettings
 from learners.engines.torch_engine import TorchEngine
-from learners.methods.method import Method, ModelSettings, StepInputs, TokenColumn, UpdateSettings, assemble
+from learners.methods.method import Method, StepInputs, TokenColumn, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner
 from tests.contracts.learners.train_engine_cases import CPU, zero_settings

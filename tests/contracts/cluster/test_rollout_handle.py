@@ -18,8 +18,8 @@ from actors.transports.buckets import make_buckets
 from actors.types import FinishReason, PolicyVersion, Prompt, SampleBatch, SamplingSettings, digest_buckets
 from cluster.config.placement import RolePlan
 from cluster.life.connection import Cluster
-from cluster.pool.handle import RolloutHandle, WorkerError, WorkerLost
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.handle import RolloutHandle, WorkerError, WorkerLost
+from cluster.pool.members.ticket import Ticket
 from cluster.roles.rollout import RolloutSpec
 from cluster.workers import get, put, start_rollout
 from tests.fixtures.local_rollout import LocalRollout

@@ -8,8 +8,9 @@ import torch
 
 from learners.critic import CriticLearner
 from learners.engines.models import load_critic, load_policy
+from learners.engines.settings import ModelSettings
 from learners.experience import build_experience
-from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, StepInputs, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
 from learners.methods.value_loss import value_loss
 from tests.fixtures.columns import (

@@ -11,8 +11,9 @@ from actors.transports.buckets import tensors_of
 from actors.types import digest_buckets
 from learners import stepping
 from learners.engines.models import load_critic, load_policy
+from learners.engines.settings import ModelSettings
 from learners.experience import build_experience
-from learners.methods.method import Method, ModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, StepInputs, UpdateSettings, assemble
 from learners.methods.policy_losses import policy_loss
 from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner

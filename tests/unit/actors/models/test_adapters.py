@@ -16,10 +16,10 @@ from actors.models.reference import ReferenceScorer
 from actors.transports.buckets import tensors_of
 from learners.engines.merging import Scaling
 from learners.engines.models import load_policy, load_reward_model
-from learners.engines.settings import OptimizerSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings
 from learners.engines.torch_engine import TorchEngine
 from learners.export import export_adapter, export_policy
-from learners.methods.method import Method, ModelSettings, RewardModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import Method, RewardModelSettings, StepInputs, UpdateSettings, assemble
 from learners.methods.presets import PRESETS
 from learners.policy import PolicyLearner
 from learners.reward import RewardLearner

@@ -11,7 +11,8 @@ from actors.models.forward import CHUNK, _LogProbs, score_tokens, to_tensors, to
 from actors.models.packing import fill, lay_out, micro_batches, plant
 from actors.models.reference import ReferenceScorer
 from learners.engines.models import load_critic, load_policy
-from learners.methods.method import ModelSettings, TokenColumn, assemble
+from learners.engines.settings import ModelSettings
+from learners.methods.method import TokenColumn, assemble
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch
 from tests.fixtures.tiny_model import make_tiny_model
 

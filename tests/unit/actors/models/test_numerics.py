@@ -8,7 +8,7 @@ import torch
 
 from actors.models import numerics
 from learners.engines import models
-from learners.methods.method import ModelSettings
+from learners.engines.settings import ModelSettings
 from tests.fixtures.tiny_model import make_tiny_model
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster.config import Config, ConfigError, Pipeline, load_config, load_run
-from cluster.config.pipeline import merge, pipeline_of, references, with_models
+from cluster.config.loading.pipeline import merge, pipeline_of, references, with_models
 
 TREE = {
     "name": "rlhf",

@@ -1,7 +1,7 @@
 """What jobs want of a cluster's nodes: summed, replaced, forgotten."""
 
 from cluster.config.placement import Placement, RolePlan
-from cluster.pool.demand import Demand, bundles_of
+from cluster.workers.demand import Demand, bundles_of
 
 GPUS = Placement(
     (

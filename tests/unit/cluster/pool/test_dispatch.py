@@ -10,7 +10,7 @@ from actors.types import SamplingSettings
 from cluster.pool.admission import Admission, Backlog
 from cluster.pool.dispatch import Dispatcher
 from cluster.pool.members.member import FOLLOWS, Member, MemberState
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.ticket import Ticket
 
 SAMPLING = SamplingSettings(max_tokens=16, samples_per_prompt=4)
 """A ticket of one prompt is 4 sequences and at most 64 tokens."""

@@ -3,7 +3,7 @@
 import pytest
 
 from actors.rollouts.spans import RolloutSeconds
-from cluster.pool.handle import WorkerPulse
+from cluster.pool.members.handle import WorkerPulse
 from cluster.pool.usage import PoolUsage
 from cluster.run.records.shares import learner_shares
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.run.alarms import WINDOW, Alarms
+from cluster.run.records.alarms import WINDOW, Alarms
 
 HEALTHY = {
     "reward/mean": 0.2,

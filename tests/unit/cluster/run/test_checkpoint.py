@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cluster.run.checkpoints import checkpoint
 from cluster.run.checkpoints.checkpoint import commit, damage, latest_whole, open_stage, prune, steps
+from cluster.run.checkpoints.policies import policy_steps, prune_policies
 from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
-from cluster.run.policies import policy_steps, prune_policies
-from cluster.training.parts.recovery import last_commit
+from cluster.training.recovery import last_commit
 
 
 def write(folder, step, text="weights"):

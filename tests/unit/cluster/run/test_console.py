@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.console import Console, Header, Summary
+from cluster.run.records.console import Console, Header, Summary
 from cluster.run.records.metrics import Interval
 from cluster.run.text import duration, number, sparkline
 

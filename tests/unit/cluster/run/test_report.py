@@ -191,7 +191,7 @@ def test_command_writes_the_page_and_names_it(tmp_path):
 
 
 def test_watching_imports_neither_torch_nor_ray_nor_vllm():
-    modules = "cluster.run.records.metrics, cluster.run.records.trackers, cluster.run.console"
+    modules = "cluster.run.records.metrics, cluster.run.records.trackers, cluster.run.records.console"
     modules += ", cluster.run.records.samples, cluster.run.report"
     found = "print([m for m in ('torch', 'ray', 'vllm') if m in sys.modules])"
     code = f"import sys, {modules}, cluster.commands.report; {found}"

@@ -19,7 +19,7 @@ import yaml
 from cluster.commands.logs import follow_to_end
 from cluster.commands.status import describe, progress, run_lines
 from cluster.config import load_run
-from cluster.config.load import ConfigError
+from cluster.config.loading.load import ConfigError
 from cluster.errors import RunFailed, UserError
 from cluster.service.jobs import (
     EXCLUDES,

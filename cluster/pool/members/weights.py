@@ -4,7 +4,7 @@ In: versions and buckets from the publisher, on the pool's event loop. Out: memb
 begins with the healthy members of that moment and waits for no other; a joiner waits until it is settled, and one that
 was overtaken goes along with the next, or versions that follow each other fast would leave it behind for ever. One that
 rested comes back as a joiner. Left out: the learner's side and the bound of the proof
-(cluster/training/parts/publish.py), who is a member (cluster/pool/members/roster.py).
+(cluster/training/parts/publish.py), who is a member (roster.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.errors import RunFailed
 from cluster.experience.columns import Ref
-from cluster.pool.handle import WorkerError, WorkerLost
+from cluster.pool.members.handle import WorkerError, WorkerLost
 from cluster.pool.members.member import Member, MemberState
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from actors.rollouts.spans import RolloutSeconds, Span
 from actors.transports.interface import Link
 from actors.types import PolicyVersion
 from cluster.experience.columns import Ref
-from cluster.pool.ticket import Ticket
+from cluster.pool.members.ticket import Ticket
 
 
 class WorkerLost(Exception):

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from cluster.config.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
+from cluster.config.loading.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
 from cluster.config.sections.section import Section, name_only

@@ -1,7 +1,7 @@
 """A ticket: prompts that one worker gets in one call, and what it is worth to whom it is given.
 
 In: references and numbers. Out: frozen records. A ticket whose worker leaves goes back to the queue with what was made
-of it (`carried`), by reference. Left out: who gets it (dispatch.py).
+of it (`carried`), by reference. Left out: who gets it (cluster/pool/dispatch.py).
 """
 
 from __future__ import annotations

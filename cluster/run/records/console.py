@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live table on a terminal, one plain line a step elsewhere.
 
 In: the run's header, each step's metrics row, events, a summary. Out: text on a stream. Left out: files
-(cluster/run/records/metrics.py), the report, and deciding anything. Clock and stream are passed in, so that tests
+(metrics.py), the report, and deciding anything. Clock and stream are passed in, so that tests
 neither sleep nor need a terminal.
 """
 

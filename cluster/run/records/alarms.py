@@ -5,7 +5,7 @@ steps with the first WINDOW: a policy that games its reward earns more while it 
 responses grow or shrink; one that has collapsed is sure of every token; an engine that drifts from its learner samples
 what the learner does not know. Example: rewards up by two standard deviations, KL 12 times what it was and more than
 0.1 nats a token, responses twice as long: an alarm. They say look, they stop nothing. Left out: length bias of
-asynchronous runs (cluster/run/records/length_bias.py).
+asynchronous runs (length_bias.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: each job's bundles, renewed while it lives. Out: all of them together. An autoscaler keeps one request, the last:
 jobs that asked it themselves would forget each other's. A job that does not renew its request is forgotten after the
-lease, so that its nodes are given back. Left out: the autoscaler (cluster/workers/broker.py).
+lease, so that its nodes are given back. Left out: the autoscaler (broker.py).
 """
 
 from __future__ import annotations
