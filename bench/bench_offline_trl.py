@@ -108,14 +108,8 @@ def raylign(kind: str) -> tuple[float, float]:
     from cluster.roles.learner import LearnerRole, LearnerSpec
     from learners.base import row_sums
     from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
-    from learners.methods.method import (
-        LearnerSettings,
-        PreferenceSettings,
-        StepInputs,
-        SupervisedSettings,
-        UpdateSettings,
-        assemble,
-    )
+    from learners.methods.method import LearnerSettings, StepInputs, SupervisedSettings, UpdateSettings, assemble
+    from learners.methods.presets import PreferenceSettings
 
     torch.set_num_threads(THREADS)
     rows = stored_rows(kind)

@@ -19,8 +19,9 @@ from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums
 from learners.engines.interface import TrainEngine
 from learners.experience import packed_index, pad
-from learners.methods.method import PreferenceSettings, StepInputs, TokenDetails, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenDetails, UpdateResult, UpdateSettings
 from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
+from learners.methods.presets import PreferenceSettings
 
 
 class PreferenceLearner(PolicyBase):

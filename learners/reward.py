@@ -18,8 +18,9 @@ from actors.models.packing import MicroBatch, micro_batches
 from actors.types import SampleBatch
 from learners.base import LearnerBase
 from learners.engines.interface import TrainEngine, unwrapped
-from learners.methods.method import RewardModelSettings, StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
 from learners.methods.preference_losses import reward_model_loss
+from learners.methods.presets import RewardModelSettings
 from learners.preference import longest_pair, sides
 
 PREFIX = "classifier."

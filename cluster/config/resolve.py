@@ -17,15 +17,8 @@ from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.members.recovery import RecoveryLimits
 from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
-from learners.methods.method import (
-    LearnerSettings,
-    Method,
-    RewardModelSettings,
-    SupervisedSettings,
-    Training,
-    UpdateSettings,
-)
-from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset
+from learners.methods.method import LearnerSettings, Method, SupervisedSettings, Training, UpdateSettings
+from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset, RewardModelSettings
 
 
 def resolve_preset(config: Config) -> Preset:

@@ -20,15 +20,8 @@ import numpy as np
 from actors.types import SampleBatch, WeightBucket, WeightSummary
 from cluster.roles.stacks import tell_when_asked
 from cluster.roles.step_inputs import step_inputs
-from learners.methods.method import (
-    LearnerSettings,
-    Method,
-    PreferenceSettings,
-    RewardModelSettings,
-    TokenColumn,
-    Training,
-    UpdateResult,
-)
+from learners.methods.method import LearnerSettings, Method, TokenColumn, Training, UpdateResult
+from learners.methods.presets import PreferenceSettings, RewardModelSettings
 
 if TYPE_CHECKING:
     from learners.engines.interface import TrainEngine

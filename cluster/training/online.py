@@ -33,7 +33,7 @@ from cluster.training.parts.evaluation import heldout_prompts, heldout_scores, s
 from cluster.training.parts.publish import Publisher
 from cluster.training.parts.records import sample_records
 from cluster.training.parts.rollouts import start_pool
-from cluster.training.parts.scoring import Scoring
+from cluster.training.scoring import Scoring
 from cluster.workers import LearnerGroup, ScorerPool, get, put
 from learners.methods.method import TokenDetails
 

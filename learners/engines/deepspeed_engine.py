@@ -25,7 +25,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from learners.engines import training_state
-from learners.engines.interface import OptimizerSettings, StepResult, ZeroSettings
+from learners.engines.interface import StepResult
 from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
@@ -38,6 +38,7 @@ from learners.engines.optimizer import (
     squared_norm,
 )
 from learners.engines.saving import Write, write_now
+from learners.engines.settings import OptimizerSettings, ZeroSettings
 from learners.engines.share_layout import Layout
 from learners.engines.torch_engine import DTYPES, enable_gradient_checkpointing, in_buckets
 from learners.engines.zero_shards import Bfloat16Stage1Shards, ReplicatedShards, Shards, Stage3Shards, Stage12Shards

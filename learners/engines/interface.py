@@ -15,9 +15,6 @@ from typing import Protocol
 import torch
 
 from learners.engines.saving import Write, write_now
-from learners.engines.settings import OptimizerSettings, ZeroSettings
-
-__all__ = ["OptimizerSettings", "StepResult", "TrainEngine", "ZeroSettings"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from learners.engines.interface import OptimizerSettings
+from learners.engines.settings import OptimizerSettings
 
 HEAD_PREFIXES = ("value_head.", "classifier.score.")
 """Of a critic and of a reward model."""

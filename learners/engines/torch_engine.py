@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from learners.engines import training_state
-from learners.engines.interface import OptimizerSettings, StepResult
+from learners.engines.interface import StepResult
 from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
@@ -26,6 +26,7 @@ from learners.engines.optimizer import (
     squared_norm,
 )
 from learners.engines.saving import Write, write_now
+from learners.engines.settings import OptimizerSettings
 from learners.engines.share_layout import Layout, whole
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -137,23 +137,3 @@ class UpdateResult:
     skipped: int
     seconds: float
     details: tuple[TokenDetails, ...] = field(default=())
-
-
-__all__ = [
-    "LearnerSettings",
-    "LoraSettings",
-    "Method",
-    "ModelSettings",
-    "OptimizerSettings",
-    "PreferenceSettings",
-    "RewardModelSettings",
-    "StepInputs",
-    "SupervisedSettings",
-    "TokenColumn",
-    "TokenDetails",
-    "UpdateResult",
-    "UpdateSettings",
-    "ZeroSettings",
-    "assemble",
-    "needs_old",
-]

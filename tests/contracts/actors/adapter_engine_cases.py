@@ -16,9 +16,8 @@ import torch.distributed as dist
 from actors.models.lora import LoraSettings
 from learners.base import LearnerBase
 from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
-from learners.engines.interface import OptimizerSettings
 from learners.engines.models import load_policy
-from learners.engines.settings import ModelSettings
+from learners.engines.settings import ModelSettings, OptimizerSettings
 from learners.engines.torch_engine import TorchEngine
 from learners.methods.method import Method, StepInputs, TokenColumn, UpdateSettings, assemble
 from learners.methods.presets import PRESETS

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
-from learners.engines.interface import OptimizerSettings, StepResult, TrainEngine, ZeroSettings
+from learners.engines.interface import StepResult, TrainEngine
+from learners.engines.settings import OptimizerSettings, ZeroSettings
 from learners.engines.torch_engine import TorchEngine
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ import torch
 from actors.models.forward import to_tensors
 from actors.models.packing import micro_batches
 from learners import preference, stepping
-from learners.methods.method import PreferenceSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import StepInputs, UpdateSettings, assemble
+from learners.methods.presets import PreferenceSettings
 from learners.preference import PreferenceLearner
 from tests.fixtures.columns import (
     CPU,

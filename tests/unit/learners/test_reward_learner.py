@@ -12,7 +12,8 @@ from learners.engines.optimizer import OptimizerSettings
 from learners.engines.settings import ModelSettings
 from learners.engines.torch_engine import TorchEngine
 from learners.export import export_policy
-from learners.methods.method import RewardModelSettings, StepInputs, UpdateSettings, assemble
+from learners.methods.method import StepInputs, UpdateSettings, assemble
+from learners.methods.presets import RewardModelSettings
 from learners.reward import RewardLearner, rating_loss
 from tests.fixtures.columns import CPU, as_rank, batch_of, gradients_of, random_batch, sample, scores_of
 from tests.fixtures.tiny_model import make_tiny_model

@@ -19,8 +19,8 @@ from learners.engines.models import load_policy, load_reward_model
 from learners.engines.settings import ModelSettings, OptimizerSettings
 from learners.engines.torch_engine import TorchEngine
 from learners.export import export_adapter, export_policy
-from learners.methods.method import Method, RewardModelSettings, StepInputs, UpdateSettings, assemble
-from learners.methods.presets import PRESETS
+from learners.methods.method import Method, StepInputs, UpdateSettings, assemble
+from learners.methods.presets import PRESETS, RewardModelSettings
 from learners.policy import PolicyLearner
 from learners.reward import RewardLearner
 from tests.fixtures.columns import CPU, plain_logprobs, random_batch, scores_of

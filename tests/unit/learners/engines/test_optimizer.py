@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from learners.engines.interface import OptimizerSettings
 from learners.engines.optimizer import (
     MasterAdamW,
     NamedParameter,
@@ -20,6 +19,7 @@ from learners.engines.optimizer import (
     set_learning_rates,
     squared_norm,
 )
+from learners.engines.settings import OptimizerSettings
 
 CPU = torch.device("cpu")
 

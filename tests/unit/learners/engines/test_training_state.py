@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from learners.engines.interface import OptimizerSettings
 from learners.engines.optimizer import adamw
 from learners.engines.saving import write_now
+from learners.engines.settings import OptimizerSettings
 from learners.engines.share_layout import Layout, slices, whole, window
 from learners.engines.training_state import (
     SavedShare,
