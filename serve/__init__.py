@@ -1,1 +1,5 @@
-"""The tuned policy behind Ray Serve. Never trains."""
+"""The tuned policy behind Ray Serve.
+
+In: a run or an exported policy. Out: an OpenAI-compatible API whose answers name the policy version. Left out:
+training; the import law keeps `learners` and `cluster` out.
+"""

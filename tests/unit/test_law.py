@@ -1,15 +1,19 @@
 """The law of the rooms, read from the source: who may import whom, where engines and Ray stand, how long things get."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.unit.rooms import ANY_NUMBER, MAY_IMPORT, MOST_ENTRIES, OPEN_TO_ALL
+
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("actors", "learners", "cluster", "serve")
+PACKAGES = ("actors", "learners", "cluster", "serve")
 FORBIDDEN = {
     "actors": {"learners", "cluster", "serve", "ray", "deepspeed", "bench", "tests"},
     "learners": {"cluster", "serve", "ray", "vllm", "bench", "tests"},
@@ -32,12 +36,14 @@ RAY_IMPORTERS = {
     "cluster/service/jobs.py",  # Ray Jobs' client, which starts no worker
 }
 SERVING = "serve/"
+EXAMPLES = {"file.py", "path/file.py"}
+"""Files of users, in messages that show how to name one."""
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90
 LOOPS = {f"cluster/{name}.py" for name in ("ppo", "dpo", "online_dpo", "partial", "one_step_off", "asynchronous")}
 
 
 def sources() -> list[Path]:
-    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    return sorted(path for room in PACKAGES for path in (ROOT / room).rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -62,9 +68,114 @@ def breaches(path: Path, forbidden: set[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("room", PACKAGES)
 def test_imports_run_downward_only(room):
     found = [b for path in sources() if name_of(path).startswith(f"{room}/") for b in breaches(path, FORBIDDEN[room])]
+    assert found == []
+
+
+def room_of(path: Path) -> str:
+    return name_of(path.parent)
+
+
+def imported_rooms(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(room, file in it, line) of every import of a file of this house that lies in another room."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [(f"{node.module}.{alias.name}", node.module) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [(alias.name, alias.name) for alias in node.names]
+        else:
+            continue
+        for candidates in names:
+            files = (ROOT / name.replace(".", "/") for name in candidates)
+            file = next((f for f in (leaf(each) for each in files) if f is not None), None)
+            if file is not None and room_of(file) != room_of(path):
+                yield room_of(file), file.name, node.lineno
+
+
+def leaf(path: Path) -> Path | None:
+    """The source that a dotted name leads to: a file, or a package's facade."""
+    file = path.with_suffix(".py")
+    return file if file.is_file() else path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """(from room, to room, where) of all imports between rooms, but for what is open to all and a facade's own
+    rooms."""
+    for path in sources():
+        here = room_of(path)
+        for there, file, line in imported_rooms(path):
+            open_to_all = OPEN_TO_ALL.get(there) == file and here.startswith(there)
+            own = path.name == "__init__.py" and there.startswith(f"{here}/")
+            if not (open_to_all or own):
+                yield here, there, f"{name_of(path)}:{line} imports {there}/{file}"
+
+
+def test_every_room_has_a_row_and_every_row_a_room():
+    assert {room_of(path) for path in sources()} == MAY_IMPORT.keys()
+
+
+def test_rooms_import_what_their_row_says():
+    assert [where for here, there, where in arrows() if there not in MAY_IMPORT[here]] == []
+
+
+def test_a_row_names_earlier_rows_alone_and_no_arrow_that_nobody_uses():
+    used = defaultdict(set)
+    for here, there, _ in arrows():
+        used[here].add(there)
+    assert {room: allowed - used[room] for room, allowed in MAY_IMPORT.items() if allowed - used[room]} == {}
+    order = list(MAY_IMPORT)
+    assert [(a, b) for a, allowed in MAY_IMPORT.items() for b in allowed if order.index(b) >= order.index(a)] == []
+
+
+def tracked() -> list[str]:
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def crowded(files: list[str]) -> dict[str, int]:
+    """Folders with more entries than a reader takes in at a look, and how many they have. A package's top has its own
+    files and its rooms, counted apart."""
+    entries = defaultdict(set)
+    for name in files:
+        parts = name.split("/")
+        for depth in range(len(parts)):
+            folder, entry = "/".join(parts[:depth]), parts[depth]
+            kind = "rooms" if folder in PACKAGES and depth < len(parts) - 1 else "files"
+            if entry != "__init__.py":
+                entries[folder, kind].add(entry)
+    free = tuple(f"{folder}/" for folder in ANY_NUMBER)
+    return {
+        folder: len(found)
+        for (folder, _), found in entries.items()
+        if len(found) > MOST_ENTRIES and not f"{folder}/".startswith(free)
+    }
+
+
+def test_no_folder_holds_more_than_a_look_takes_in():
+    assert crowded(tracked()) == {}
+
+
+def test_each_room_opens_with_what_it_holds_takes_gives_and_leaves_out():
+    wanted = ("In:", "Out:", "Left out:")
+    missing = {}
+    for room in MAY_IMPORT:
+        doc = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or ""
+        words = " ".join(doc.split())
+        missing |= {room: absent} if (absent := [w for w in wanted if w not in words]) else {}
+    assert missing == {}
+
+
+def test_files_that_a_docstring_or_a_comment_names_exist():
+    named = re.compile(r"(?<![\w/.:*])((?:[a-z_]+/)*[a-z_]+\.py)\b(?!:)")
+    found = []
+    for path in sources():
+        package = ROOT / name_of(path).split("/")[0]
+        for line, text in enumerate(path.read_text().splitlines(), 1):
+            for name in named.findall(text):
+                places = (path.parent / name, package / name, ROOT / name)
+                if name not in EXAMPLES and not any(place.is_file() for place in places):
+                    found.append(f"{name_of(path)}:{line} names {name}")
     assert found == []
 
 
@@ -189,3 +300,20 @@ class TestTheLawItselfSees:
         path.write_text("import ray\nx = ray.get(worker.step.remote(1))\n")
         monkeypatch.setitem(globals(), "ROOT", tmp_path)
         assert sorted(ray_calls(path)) == ["bad.py:2 uses .get", "bad.py:2 uses .remote"]
+
+    def test_an_import_between_rooms_by_module_name_and_facade(self, tmp_path, monkeypatch):
+        for name in ("actors/__init__.py", "actors/a/__init__.py", "actors/a/x.py", "actors/b/__init__.py"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        path = tmp_path / "actors" / "b" / "y.py"
+        path.write_text("from actors.a import x\nfrom actors.a.x import f\nimport actors.a.x\nfrom actors import a\n")
+        monkeypatch.setitem(globals(), "ROOT", tmp_path)
+        found = [(1, "x.py"), (2, "x.py"), (3, "x.py"), (4, "__init__.py")]
+        assert sorted((line, file) for _, file, line in imported_rooms(path)) == found
+        assert {room for room, _, _ in imported_rooms(path)} == {"actors/a"}
+
+    def test_a_folder_that_is_too_full(self):
+        many = [f"bench/b{i}.py" for i in range(15)]
+        apart = [f"cluster/f{i}.py" for i in range(11)] + [f"cluster/r{i}/x.py" for i in range(13)]
+        commands = [f"cluster/commands/c{i}.py" for i in range(20)]
+        assert crowded(many + apart + commands) == {"bench": 15}

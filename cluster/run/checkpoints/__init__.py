@@ -2,5 +2,5 @@
 
 In: what roles and driver write into a staging folder. Out: `checkpoints/step-N/` whose manifest, written last, is the
 only commit; the newest that verifies. Left out: what a learner's files hold (learners), cutting records back to a
-commit (directory.py).
+commit (cluster/run/directory.py).
 """
