@@ -41,7 +41,7 @@ class ScorerPool:
         failures: int = 0,
         tell: Callable[[str, str], None] = lambda kind, text: None,
     ) -> None:
-        actor = ray.remote(concurrency_groups={WATCH: 2})(leased(ScorerRole))
+        actor: Any = ray.remote(concurrency_groups={WATCH: 2})(leased(ScorerRole))  # type: ignore[call-overload] # Ray's stubs lack it
         again = {"max_restarts": failures, "max_task_retries": failures}
         found = living("scorer")  # of an earlier driver; to score leaves no trace in them
         names = [f"scorer-{i}" for i in range(role.count)]

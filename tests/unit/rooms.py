@@ -39,20 +39,20 @@ _TABLE = {
     "cluster/life": "cluster/pool/members cluster/roles cluster/workers cluster/run/records",
     "cluster/run/checkpoints": "actors cluster/run cluster/run/records",
     "cluster/simulate": "actors cluster/pool/members cluster/pool cluster/run/records",
+    "cluster/run/report": "actors/rollouts learners/methods cluster/config cluster/run cluster/run/records "
+    "cluster/run/checkpoints",
     "cluster/training/parts": "actors actors/models actors/engines actors/rewards learners/methods "
     "cluster/config/sections cluster/experience cluster/pool/members cluster/pool "
     "cluster/roles cluster/config cluster/inputs cluster/workers cluster/run "
-    "cluster/inspect cluster/run/records",
-    "cluster/run/report": "actors/rollouts learners/methods cluster/config cluster/run cluster/run/records "
-    "cluster/run/checkpoints",
-    "cluster/training": "actors actors/data actors/models actors/engines actors/rollouts learners/methods "
+    "cluster/inspect cluster/run/records cluster/run/checkpoints",
+    "cluster/training": "actors actors/data actors/engines actors/rollouts learners/methods "
     "cluster/experience cluster/pool/members cluster/pool cluster/roles "
     "cluster/config cluster/inputs cluster/workers cluster/run cluster/run/records "
-    "cluster/run/checkpoints cluster/training/parts",
+    "cluster/run/checkpoints cluster/run/report cluster/training/parts",
     "cluster": "actors actors/data actors/models actors/rewards learners cluster/config/sections "
     "cluster/roles cluster/config cluster/config/rules cluster/inputs cluster/workers "
     "cluster/config/loading cluster/run cluster/run/records cluster/life "
-    "cluster/training/parts cluster/run/report cluster/training",
+    "cluster/run/report cluster/training/parts cluster/training",
     "cluster/commands": "actors/models learners/engines learners cluster/config/sections cluster/roles "
     "cluster/config cluster/workers cluster/config/loading cluster/run "
     "cluster/inspect cluster/run/records cluster/service cluster/life "
