@@ -6,11 +6,11 @@ for (cluster/config/rules/general.py, cluster/config/rules/offline.py).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Section
+from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Section, one_of
 from learners.methods.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
 
 METHODS = (*PRESETS, *PREFERENCE_PRESETS, "sft", "reward_model")
@@ -41,7 +41,7 @@ class Correction(Section):
 class Preference(Section):
     """The loss on pairs. Unset: the method's own."""
 
-    loss: Literal[*PREFERENCE_NAMES] | None = None
+    loss: Annotated[str, one_of(PREFERENCE_NAMES)] | None = None
     beta: Positive | None = None
     label_smoothing: float | None = Field(default=None, ge=0.0, lt=0.5)
     """Share of pairs believed to be labelled the wrong way round."""
@@ -96,8 +96,8 @@ class Resample(Section):
 class Algorithm(Section):
     """The method. A name sets its paper's choices (METHODS in the README's table); each field overrides one."""
 
-    name: Literal[*METHODS]
-    advantage: Literal[*ADVANTAGES] | None = None
+    name: Annotated[str, one_of(METHODS)]
+    advantage: Annotated[str, one_of(ADVANTAGES)] | None = None
     whiten: bool | None = None
     """Whiten advantages over the batch."""
     gamma: Fraction = 1.0
