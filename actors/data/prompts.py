@@ -226,13 +226,20 @@ def train_and_heldout(
 
 def _task_heldout(settings: PromptSettings, heldout_size: int, tokenizer: Tokenizer) -> PromptSource:
     """Distinct questions from a far seed; more are generated while duplicates leave too few (8 times at most)."""
-    seed = settings.seed + HELDOUT_SEED_STEP
-    for oversample in (1, 2, 4, 8):
-        found = load_prompts(replace(settings, size=heldout_size * oversample, seed=seed), tokenizer).distinct()
+    far = replace(settings, seed=settings.seed + HELDOUT_SEED_STEP)
+
+    def distinct(size: int) -> PromptSource:
+        return load_prompts(replace(far, size=size), tokenizer).distinct()
+
+    found = distinct(heldout_size)
+    for oversample in (2, 4, 8):
         if len(found) >= heldout_size:
-            return PromptSource(found.name, found.rows[:heldout_size], LoadCounts(read=heldout_size))
-    reason = f"only {len(found)} distinct questions in {heldout_size * 8}; lower heldout_size or widen task_params"
-    raise DataError(found.name, [(found.name, reason)])
+            break
+        found = distinct(heldout_size * oversample)
+    if len(found) < heldout_size:
+        reason = f"only {len(found)} distinct questions in {heldout_size * 8}; lower heldout_size or widen task_params"
+        raise DataError(found.name, [(found.name, reason)])
+    return PromptSource(found.name, found.rows[:heldout_size], LoadCounts(read=heldout_size))
 
 
 def _chosen_heldout(source: PromptSource, heldout_size: int, seed: int) -> PromptSource:

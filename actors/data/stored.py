@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -48,10 +48,16 @@ def check_overlong(value: str) -> None:
 
 
 class StoredRow(Protocol):
-    """id: place among the source's usable rows."""
+    """A frozen dataclass: `load_rows` cuts a row's prompt by replacing it."""
 
-    id: int
-    prompt_tokens: tuple[int, ...]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def id(self) -> int:
+        """Place among the source's usable rows."""
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]: ...
 
     @property
     def responses(self) -> tuple[tuple[int, ...], ...]:
