@@ -50,12 +50,13 @@ class ModelJudge:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from actors.models.numerics import settle_kernels
+        from actors.models.numerics import placed, settle_kernels
 
         settle_kernels()
         self._torch = torch
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
-        self._model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+        self._model = placed(model, device).eval()
         self._device, self._template = device, template
         self._max_length, self._max_tokens = max_length, max_tokens_per_batch
         self._letters = [self._tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "AB"]
@@ -152,7 +153,7 @@ def swapped(
 
 def win_shares(
     judge: Judge,
-    groups: Sequence[int],
+    groups: Sequence[int] | np.ndarray,
     prompts: Sequence[str],
     responses: Sequence[str],
     data: Sequence[Mapping[str, Any]],
