@@ -23,8 +23,11 @@ tokens of a tuned policy have, the mean swings by a factor of 2.4 between its 5t
 class Share(Protocol):
     """A rank's part of a column: `values` of the tokens at `slots`."""
 
-    slots: np.ndarray
-    values: np.ndarray
+    @property
+    def slots(self) -> np.ndarray: ...
+
+    @property
+    def values(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
