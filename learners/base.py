@@ -24,7 +24,7 @@ from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSumm
 from learners.engines.interface import StepResult, TrainEngine, unwrapped
 from learners.engines.merging import Scaling, merged, scalings
 from learners.engines.saving import Write, write_now
-from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings, required
 from learners.stepping import MicroLoss, optimise
 
 
@@ -129,7 +129,7 @@ class PolicyBase(LearnerBase):
 
     def row_logprobs(self, inputs: StepInputs) -> np.ndarray:
         """float64 [B, 2]: each row's summed log-prob (`inputs.old`) over its trained tokens, and how many those are."""
-        return row_sums(inputs.old, inputs.batch)
+        return row_sums(required(inputs.old, "old"), inputs.batch)
 
 
 def row_sums(column: np.ndarray, batch: SampleBatch) -> np.ndarray:

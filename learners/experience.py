@@ -17,7 +17,7 @@ from actors.models.packing import MicroBatch
 from actors.types import FinishReason, SampleBatch
 from learners.methods import advantages as adv
 from learners.methods.aggregation import masked
-from learners.methods.method import Method, StepInputs
+from learners.methods.method import Method, StepInputs, required
 from learners.methods.presets import Preset
 from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
 
@@ -80,8 +80,8 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     index_BT = slot_index(batch, np.arange(len(batch)))
 
     # Columns are copied: an array that came through Ray is read-only shared memory, which torch must not alias.
-    def padded(column: np.ndarray | None) -> Tensor | None:
-        return None if column is None else pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
+    def padded(column: np.ndarray) -> Tensor:
+        return pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
 
     turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
     scores_B = torch.from_numpy(np.array(inputs.scores.values, np.float64))
@@ -92,7 +92,8 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
         mask_BT &= ~truncated_B[:, None]
     if preset.resample_flat_groups:  # others were sampled in their place: they leave the token count too
         mask_BT &= adv.groups_with_spread(scores_B, _groups(batch), valid_B)[:, None]
-    old_BT, ref_BT, values_BT = padded(inputs.old), padded(inputs.reference), padded(inputs.values)
+    given = (inputs.old, inputs.reference, inputs.values)
+    old_BT, ref_BT, values_BT = (None if column is None else padded(column) for column in given)
     columns = _Columns(mask_BT, old_BT, ref_BT, values_BT)
     advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, columns)
     sequence_kl_B = None
@@ -119,7 +120,8 @@ def _advantages(
     returns_BT = None
     if preset.advantage == "gae":
         rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
-        advantages_BT, returns_BT = adv.gae(rewards_BT, columns.values_BT, mask_BT, method.gamma, method.gae_lambda)
+        values_BT = required(columns.values_BT, "values")
+        advantages_BT, returns_BT = adv.gae(rewards_BT, values_BT, mask_BT, method.gamma, method.gae_lambda)
     elif preset.advantage == "reinforce_pp":
         rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
         advantages_BT = adv.reward_to_go(rewards_BT, mask_BT, method.gamma)
@@ -134,17 +136,15 @@ def _token_rewards(preset: Preset, scores_B: Tensor, columns: _Columns, kl_coef:
     rewards_BT = adv.place_sequence_reward(scores_B.float(), columns.mask_BT)
     if preset.kl_place != "reward":
         return rewards_BT
-    return adv.kl_penalised_rewards(
-        rewards_BT, columns.old_BT, columns.ref_BT, columns.mask_BT, kl_coef, preset.kl_kind
-    )
+    old_BT, ref_BT = required(columns.old_BT, "old"), required(columns.ref_BT, "reference")
+    return adv.kl_penalised_rewards(rewards_BT, old_BT, ref_BT, columns.mask_BT, kl_coef, preset.kl_kind)
 
 
 def _row_advantages(inputs: StepInputs, preset: Preset, scores_B: Tensor, valid_B: Tensor, columns: _Columns) -> Tensor:
     """[B], float64: each row's score against its group's, or against its prompt's greedy response."""
     if preset.score_includes_kl and inputs.kl_coef:
-        scores_B = adv.kl_penalised_scores(
-            scores_B, columns.old_BT, columns.ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind
-        )
+        old_BT, ref_BT = required(columns.old_BT, "old"), required(columns.ref_BT, "reference")
+        scores_B = adv.kl_penalised_scores(scores_B, old_BT, ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind)
     greedy_B = None if inputs.baseline is None else torch.from_numpy(np.array(inputs.baseline, np.float64))
     rows = Rows(scores_B, _groups(inputs.batch), valid_B, columns.mask_BT.sum(dim=1), greedy_B)
     return ROW_ADVANTAGES[preset.advantage](rows)

@@ -21,7 +21,7 @@ from learners.methods.aggregation import BatchTotals, batch_totals
 from learners.methods.kl import kl_tokens
 from learners.methods.method import Method, StepInputs, TokenDetails, UpdateResult, UpdateSettings, needs_old
 from learners.methods.policy_losses import policy_loss
-from learners.stepping import RunningMean, gather_known, optimise
+from learners.stepping import MicroLoss, RunningMean, gather_known, optimise
 
 
 class PolicyLearner(PolicyBase):
@@ -78,7 +78,7 @@ class PolicyLearner(PolicyBase):
             _details(experience, row, mine) for row, mine in zip(show_rows, np.split(known, cuts), strict=True)
         )
 
-    def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray):  # type: ignore[no-untyped-def]
+    def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray) -> MicroLoss:
         preset = self._method.preset
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -89,19 +89,18 @@ class PolicyLearner(PolicyBase):
             index_BT = packed_index(micro)
             width = index_BT.shape[1]
 
-            def part(column_BT: torch.Tensor | None) -> torch.Tensor | None:
-                return None if column_BT is None else column_BT[rows, :width]
+            def part(column_BT: torch.Tensor) -> torch.Tensor:
+                return column_BT[rows, :width]
 
             lp_BT = pad(flat_lp, index_BT)
-            old_BT = part(experience.old_BT)
             return policy_loss(
                 lp_BT,
-                lp_BT.detach() if old_BT is None else old_BT,
+                lp_BT.detach() if experience.old_BT is None else part(experience.old_BT),
                 part(experience.advantages_BT),
                 part(experience.mask_BT),
                 preset.loss,
                 roll=part(experience.roll_BT),
-                ref=part(experience.ref_BT),
+                ref=None if experience.ref_BT is None else part(experience.ref_BT),
                 entropy=pad(flat_entropy, index_BT),
                 totals=totals,
             )

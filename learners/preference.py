@@ -19,9 +19,10 @@ from actors.types import SampleBatch
 from learners.base import PolicyBase, row_sums
 from learners.engines.interface import TrainEngine
 from learners.experience import packed_index, pad
-from learners.methods.method import StepInputs, TokenDetails, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenDetails, UpdateResult, UpdateSettings, required
 from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
 from learners.methods.presets import PreferenceSettings
+from learners.stepping import MicroLoss
 
 
 class PreferenceLearner(PolicyBase):
@@ -45,7 +46,7 @@ class PreferenceLearner(PolicyBase):
         flat, _ = token_logprobs(self._engine.module, packed, self._temperature)
         return pad(flat.cpu(), packed_index(micro)).sum(dim=1)
 
-    def _pair_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
+    def _pair_loss(self, inputs: StepInputs) -> MicroLoss:
         batch = inputs.batch
         pairs = len(batch) // 2
         reference = reference_sums(inputs)
@@ -68,8 +69,9 @@ class PreferenceLearner(PolicyBase):
 
         return micro_loss
 
-    def _judged_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
-        ref_B = torch.from_numpy(reference_sums(inputs))
+    def _judged_loss(self, inputs: StepInputs) -> MicroLoss:
+        ref_B = torch.from_numpy(required(reference_sums(inputs), "reference"))
+        baseline = required(inputs.kto_baseline, "kto_baseline")
         desirable_B = torch.from_numpy(np.asarray(inputs.scores.values) > 0.5)
         good = float(desirable_B.sum())
         totals = (good, len(desirable_B) - good)
@@ -77,7 +79,7 @@ class PreferenceLearner(PolicyBase):
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
             rows = torch.from_numpy(micro.rows)
             sums_B = self._row_sums(packed, micro)
-            return kto_loss(sums_B, ref_B[rows], desirable_B[rows], inputs.kto_baseline, self._settings, totals=totals)
+            return kto_loss(sums_B, ref_B[rows], desirable_B[rows], baseline, self._settings, totals=totals)
 
         return micro_loss
 
@@ -85,15 +87,16 @@ class PreferenceLearner(PolicyBase):
         """float64 [B], the loss's own implicit rewards, beta u (length-averaged where the loss is); the policy's
         log-probs are `inputs.old`."""
         method = LOSSES[self._settings.loss]
-        sums, counts = row_sums(inputs.old, inputs.batch).T
+        sums, counts = row_sums(required(inputs.old, "old"), inputs.batch).T
         if method.reference:
-            sums = sums - reference_sums(inputs)
+            sums = sums - required(reference_sums(inputs), "reference")
         return self._settings.beta * (sums / np.maximum(counts, 1) if method.averaged else sums)
 
     def kto_baseline(self, inputs: StepInputs) -> float:
         """KTO's reference point, from samples that stand after another prompt than their own."""
-        lp_R = torch.from_numpy(row_sums(inputs.old, inputs.batch)[:, 0])
-        return float(kto_baseline(lp_R, torch.from_numpy(reference_sums(inputs))))
+        lp_R = torch.from_numpy(row_sums(required(inputs.old, "old"), inputs.batch)[:, 0])
+        ref_R = torch.from_numpy(required(reference_sums(inputs), "reference"))
+        return float(kto_baseline(lp_R, ref_R))
 
 
 def _details(inputs: StepInputs, row: int) -> TokenDetails:

@@ -35,4 +35,4 @@ class SupervisedLearner(PolicyBase):
             return loss, {"loss": loss.detach()}
 
         result = self._one_step(batch, micro_loss)
-        return replace(result, metrics=result.metrics | {"sft/tokens": float(total)})
+        return replace(result, metrics={**result.metrics, "sft/tokens": float(total)})

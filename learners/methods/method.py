@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.presets import PreferenceSettings, Preset, RewardModelSettings
+
+Column = TypeVar("Column")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,13 @@ class StepInputs:
     baseline: np.ndarray | None = None
     kto_baseline: float | None = None
     row_reference: np.ndarray | None = None
+
+
+def required(column: Column | None, name: str) -> Column:
+    """A column that the method cannot do without. ValueError where the step came without it."""
+    if column is None:
+        raise ValueError(f"the method needs {name}, which this step has not: give it in the step's inputs")
+    return column
 
 
 @dataclass(frozen=True, slots=True)

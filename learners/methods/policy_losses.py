@@ -148,9 +148,11 @@ def policy_loss(
     loss_BT = loss_BT * share
     weight_BT = None
     if settings.correction != "none":
+        assert roll_BT is not None, "checked above: a correction comes with roll"
         weight_BT = CORRECTIONS[settings.correction](old_BT - roll_BT, settings)
         loss_BT = loss_BT * weight_BT
     if settings.kl_kind is not None:
+        assert ref_BT is not None, "checked above: a KL comes with ref"
         loss_BT = loss_BT + settings.kl_coef * kl_tokens(lp_BT, ref_BT, settings.kl_kind)
     if entropy_BT is not None and settings.entropy_coef != 0.0:
         loss_BT = loss_BT - settings.entropy_coef * entropy_BT

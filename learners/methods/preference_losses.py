@@ -194,17 +194,17 @@ def preference_loss(
     difference, preference/accuracy the share of pairs whose margin is above 0.
     """
     method = LOSSES[settings.loss]
-    if method.reference and (pairs.ref_chosen_P is None or pairs.ref_rejected_P is None):
-        raise ValueError(
-            f"Preference loss {settings.loss} compares with a reference; pass ref_chosen_P and ref_rejected_P, or use "
-            "simpo, cpo or orpo."
-        )
     valid_P = torch.ones_like(pairs.chosen_P, dtype=torch.bool) if pairs.valid_P is None else pairs.valid_P
     chosen_P, rejected_P = masked(pairs.chosen_P, valid_P), masked(pairs.rejected_P, valid_P)
     chosen_tokens_P = masked(pairs.chosen_tokens_P, valid_P).clamp(min=1.0)
     rejected_tokens_P = masked(pairs.rejected_tokens_P, valid_P).clamp(min=1.0)
     u_P, v_P = chosen_P, rejected_P
     if method.reference:
+        if pairs.ref_chosen_P is None or pairs.ref_rejected_P is None:
+            raise ValueError(
+                f"Preference loss {settings.loss} compares with a reference; pass ref_chosen_P and ref_rejected_P, or "
+                "use simpo, cpo or orpo."
+            )
         u_P = u_P - masked(pairs.ref_chosen_P.detach(), valid_P)
         v_P = v_P - masked(pairs.ref_rejected_P.detach(), valid_P)
     if method.averaged:

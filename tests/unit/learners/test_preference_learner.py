@@ -152,6 +152,23 @@ def test_rewards_of_a_length_averaged_loss_need_no_reference():
     assert rewards.tolist() == pytest.approx([2.0 * -1.5, 2.0 * -3.0])
 
 
+def test_rewards_and_judgements_name_the_column_that_their_step_lacks(path):
+    batch = batch_of(sample(0, 0, [5], [7, 8]), sample(1, 0, [5], [9]))
+    some = np.zeros(3, np.float32)
+    pairs, judged = learner_of(policy_engine(path)), learner_of(policy_engine(path), loss="kto", judged=True)
+    for lacking, take in (
+        ("old", lambda: pairs.row_logprobs(inputs_of(some, batch))),
+        ("old", lambda: pairs.row_rewards(inputs_of(some, batch))),
+        ("reference", lambda: pairs.row_rewards(inputs_of(None, batch, some))),
+        ("old", lambda: judged.kto_baseline(inputs_of(some, batch))),
+        ("reference", lambda: judged.kto_baseline(inputs_of(None, batch, some))),
+        ("reference", lambda: judged.update(dataclasses.replace(inputs_of(None, batch), kto_baseline=0.1))),
+        ("kto_baseline", lambda: judged.update(inputs_of(some, batch))),
+    ):
+        with pytest.raises(ValueError, match=f"the method needs {lacking}, which this step has not"):
+            take()
+
+
 def test_kto_compares_with_the_mean_gap_of_mismatched_samples_never_below_zero(path):
     learner = PreferenceLearner(None, PreferenceSettings(loss="kto"), UpdateSettings())
     batch = batch_of(sample(0, 0, [5], [7, 8]), sample(1, 0, [5], [9]))
