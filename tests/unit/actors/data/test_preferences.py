@@ -5,6 +5,7 @@ import json
 import pytest
 
 from actors.data import DataError, PreferenceSettings, PromptSettings, load_preferences, load_prompts
+from actors.data.preferences import generate_pairs
 from actors.data.rows import Origin
 from tests.fixtures.tiny_model import make_tiny_tokenizer
 
@@ -117,3 +118,8 @@ def test_a_task_makes_pairs_of_a_right_and_a_wrong_answer(tokenizer):
         assert tokenizer.decode(pair.chosen_tokens) == f"The answer is {total}.<|im_end|>"
         wrong = tokenizer.decode(pair.rejected_tokens).removeprefix("The answer is ").removesuffix(".<|im_end|>")
         assert 1 <= abs(int(wrong) - total) <= 9
+
+
+def test_pairs_are_not_generated_from_a_file():
+    with pytest.raises(ValueError, match=r"from a reasoning_gym task, and pairs\.jsonl is none"):
+        next(generate_pairs(Origin(path="pairs.jsonl")))
