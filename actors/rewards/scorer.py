@@ -24,7 +24,7 @@ ERRORS_KEPT = 5
 class Decoder(Protocol):
     """What is needed of a transformers tokenizer."""
 
-    def batch_decode(self, sequences: Sequence[Any], skip_special_tokens: bool = False) -> list[str]: ...
+    def batch_decode(self, sequences: list[list[int]], skip_special_tokens: bool = False) -> list[str]: ...
 
 
 class ConversationModel(Protocol):
