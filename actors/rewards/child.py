@@ -71,7 +71,9 @@ class Child:
             kinds.append({"batched": batched, "asynchronous": is_async(function)})
         self.reply(problems=problems, kinds=kinds)
 
-    def do_score(self, index: int, rows: list[int], columns: tuple[list, list, list], timeout_s: float, width: int):
+    def do_score(
+        self, index: int, rows: list[int], columns: tuple[list, list, list], timeout_s: float, width: int
+    ) -> None:
         """Score `rows` (numbers the parent gave to the samples in `columns`); frames, then a last one with done."""
         function, batched, args = self._functions[index]
         if batched:
