@@ -17,6 +17,7 @@ import numpy as np
 
 from actors.data.stored import StoredRows
 from actors.models.pretrained import resolve_model
+from actors.response_mask import row_sums
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
 from cluster.config.placement import plan
@@ -82,7 +83,6 @@ def _likelihood(config: Config, path: Path) -> Answers:
     """Mean log-prob a token of each held-out conversation's assistant turns; perplexity is its exponential."""
     from actors.data.batches import demonstration_batch
     from actors.models.reference import ReferenceScorer
-    from learners.base import row_sums
 
     heldout = _heldout(config, path)
     batch = demonstration_batch([(row, row.id) for row in heldout.rows])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from actors.models.packing import MicroBatch
+from actors.response_mask import response_mask
 from actors.types import FinishReason, SampleBatch
 from learners.methods import advantages as adv
 from learners.methods.aggregation import masked
@@ -73,6 +74,11 @@ def pad(flat: Tensor, index_BT: Tensor) -> Tensor:
     return torch.where(index_BT >= 0, flat[index_BT.clamp(min=0)], torch.zeros((), dtype=flat.dtype))
 
 
+def micro_mask(mask: np.ndarray, micro: MicroBatch) -> Tensor:
+    """[b, T] bool: a mask [T] of the whole batch on the micro-batch's rows, False on padding."""
+    return pad(torch.from_numpy(mask[micro.slots]), packed_index(micro))
+
+
 def build_experience(inputs: StepInputs, method: Method) -> Experience:
     """Rewards (with the KL where the method has it there), advantages and returns of a whole batch."""
     batch = inputs.batch
@@ -83,11 +89,10 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     def padded(column: np.ndarray) -> Tensor:
         return pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
 
-    turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
     scores_B = torch.from_numpy(np.array(inputs.scores.values, np.float64))
     valid_B = torch.isfinite(scores_B)
     truncated_B = torch.from_numpy(batch.finish_reasons == FinishReason.LENGTH)
-    mask_BT = (index_BT >= 0) & (turns_BT >= 0) & valid_B[:, None]
+    mask_BT = pad(torch.from_numpy(response_mask(batch)), index_BT) & valid_B[:, None]
     if preset.filter_overlong:
         mask_BT &= ~truncated_B[:, None]
     if preset.resample_flat_groups:  # others were sampled in their place: they leave the token count too

@@ -14,6 +14,7 @@ import torch
 
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
+from actors.response_mask import response_mask
 from learners.base import PolicyBase, step_metrics
 from learners.engines.interface import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
@@ -68,7 +69,8 @@ class PolicyLearner(PolicyBase):
     def _details(
         self, experience: Experience, seen: np.ndarray, show_rows: tuple[int, ...]
     ) -> tuple[TokenDetails, ...]:
-        """Log-probs are those that the last pass saw; NaN where a row was not trained on."""
+        """Log-probs are those that the last pass saw; NaN where a row was not trained on, and on tokens of the
+        environment."""
         if not show_rows:
             return ()
         slots = [slot_index(experience.batch, np.array([row]))[0].numpy() for row in show_rows]
@@ -109,10 +111,13 @@ class PolicyLearner(PolicyBase):
 
 
 def _details(experience: Experience, row: int, logprobs: np.ndarray) -> TokenDetails:
-    n = len(logprobs)
+    """Of the policy's own tokens; the environment's have numbers that say nothing, and are shown without."""
+    n, sample = len(logprobs), experience.batch.sample(row)
+    mask = response_mask(sample)
+    logprobs = np.where(mask, logprobs, np.nan)
     token_kl = None
     if experience.ref_BT is not None:
         token_kl = kl_tokens(torch.from_numpy(logprobs), experience.ref_BT[row, :n], "k3").numpy()
-    values = None if experience.values_BT is None else experience.values_BT[row, :n].numpy()
+    values = None if experience.values_BT is None else np.where(mask, experience.values_BT[row, :n].numpy(), np.nan)
     advantages = experience.advantages_BT[row, :n].float().numpy()
-    return TokenDetails(row, experience.batch.sample(row), logprobs, token_kl, advantages, values)
+    return TokenDetails(row, sample, logprobs, token_kl, advantages, values)

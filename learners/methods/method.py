@@ -127,7 +127,8 @@ def assemble(columns: list[TokenColumn], length: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """One sample with its per-token values, for people to look at. Arrays [n] over the sample's response tokens."""
+    """One sample with its per-token values, for people to look at. Arrays [n] over the sample's response tokens, NaN
+    (advantages: 0) on those that the environment wrote."""
 
     row: int
     sample: Sample
