@@ -55,6 +55,7 @@ class PreferenceLearner(PolicyBase):
     def _pair_loss(self, inputs: StepInputs) -> MicroLoss:
         batch, mask = inputs.batch, response_mask(inputs.batch)
         pairs = len(batch) // 2
+        chosen_tokens = float(row_sums(mask, batch)[batch.sample_indices == 0, 1].sum())
         reference = reference_sums(inputs)
         ref_B = None if reference is None else torch.from_numpy(reference)
 
@@ -70,7 +71,13 @@ class PreferenceLearner(PolicyBase):
                 chosen_tokens_P=counts_B[chosen],
                 rejected_tokens_P=counts_B[rejected],
             )
-            return preference_loss(pairs_P, self._settings, total_pairs=pairs, baseline=inputs.kto_baseline)
+            return preference_loss(
+                pairs_P,
+                self._settings,
+                total_pairs=pairs,
+                total_chosen_tokens=chosen_tokens,
+                baseline=inputs.kto_baseline,
+            )
 
         return micro_loss
 

@@ -130,7 +130,7 @@ def test_whatever_numbers_environment_tokens_have_no_bit_changes(path, method, p
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_environment_tokens_behind_a_response_are_as_good_as_absent(path, method):
-    """Nothing that is trained sees them, so their number, in any length, count or mean, would be the only difference."""
+    """Nothing that is trained sees them: counted in any length or mean, they would be the only difference."""
     with_them, gradient = outcome(method, path, inputs_of(BEHIND, NAN))
     without, plain = outcome(method, path, inputs_of(CUT))
     assert with_them == pytest.approx(without, abs=1e-5, rel=1e-4)
