@@ -18,6 +18,7 @@ from actors.response_mask import response_mask
 from actors.types import FinishReason, SampleBatch
 from learners.methods import advantages as adv
 from learners.methods.aggregation import masked
+from learners.methods.kl import steady_kl
 from learners.methods.method import Method, StepInputs, required
 from learners.methods.presets import Preset
 from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
@@ -26,7 +27,8 @@ from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
 @dataclass(frozen=True, slots=True)
 class Experience:
     """mask: trained tokens. advantages [B, T]; returns [B, T] (None without a critic); old, ref, roll, values as in
-    StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with such a token."""
+    StepInputs, padded. sequence_kl: row-summed `steady_kl` (k1) of old and ref, [B], None without both. kept: rows with
+    such a token."""
 
     batch: SampleBatch
     mask_BT: Tensor
@@ -103,7 +105,7 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, columns)
     sequence_kl_B = None
     if old_BT is not None and ref_BT is not None:
-        sequence_kl_B = masked(old_BT - ref_BT, mask_BT).sum(dim=1)
+        sequence_kl_B = steady_kl(masked(old_BT, mask_BT), masked(ref_BT, mask_BT)).sum(dim=1)
     return Experience(
         batch=batch,
         mask_BT=mask_BT,

@@ -123,8 +123,8 @@ class Job(Logbook, ABC):
         asked, state = self.config.evaluation, self.state
         if asked.patience is not None and state.evaluations_since_best >= asked.patience:
             return f"no better evaluation in {asked.patience}"
-        if asked.kl_bound is not None and state.kl_ref > asked.kl_bound:
-            return f"kl/ref {state.kl_ref:.3f} exceeds evaluation.kl_bound {asked.kl_bound:g}"
+        if asked.kl_bound is not None and state.kl_ref_k1 > asked.kl_bound:
+            return f"kl/ref_k1 {state.kl_ref_k1:.3f} exceeds evaluation.kl_bound {asked.kl_bound:g}"
         return None
 
     def evaluation_due(self) -> bool:

@@ -93,10 +93,10 @@ class PolicyGradientJob(OnlineJob):
     def _next_kl(self, result: UpdateResult, samples: int) -> None:
         self.note({"kl/coef": self.state.kl_coef})
         kl = self.config.algorithm.kl
-        # Neither is measured in a step that was skipped.
-        by_token, by_sequence = (result.metrics.get(name, math.nan) for name in ("kl/ref", "kl/ref_sequence"))
+        # Neither is measured in a step that was skipped. kl/ref, k3, is a curve: one token can make it anything.
+        by_token, by_sequence = (result.metrics.get(name, math.nan) for name in ("kl/ref_k1", "kl/ref_sequence"))
         if kl.target is not None and math.isfinite(by_sequence):
             controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
             self.state.kl_coef = controller.update(by_sequence, samples).coef
         if math.isfinite(by_token):
-            self.state.kl_ref = by_token
+            self.state.kl_ref_k1 = by_token

@@ -155,7 +155,7 @@ def test_a_run_that_stops_early_stops_there_though_its_driver_dies_at_the_end(ti
     (end,) = events_of(ended.run_dir, 0.0, "end")[1:]
     assert "exceeds evaluation.kl_bound 1e-09" in end["text"]
     last = rows(ended.run_dir)[-1]["step"]
-    assert 0 < last < STEPS and rows(ended.run_dir)[last]["kl/ref"] > 0
+    assert 0 < last < STEPS and rows(ended.run_dir)[last]["kl/ref_k1"] > 0
     assert [path.name for path in (ended.run_dir / "policy").iterdir()] == [f"step-{last}"]
     assert_balanced(ended.run_dir, trained=4 * last)
 

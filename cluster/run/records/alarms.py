@@ -78,7 +78,7 @@ Look = Callable[[Callable[[str], Trend | None]], str | None]
 
 
 def _reward_hacking(of: Callable[[str], Trend | None]) -> str | None:
-    reward, spread, kl, length = (of(n) for n in ("reward/mean", "reward/std", "kl/ref", "response/length_mean"))
+    reward, spread, kl, length = (of(n) for n in ("reward/mean", "reward/std", "kl/ref_k1", "response/length_mean"))
     if reward is None or spread is None or kl is None or length is None:
         return None
     gained = reward.last - reward.first > spread.first
@@ -119,4 +119,5 @@ SIGNS: Mapping[str, Look] = {
     "entropy collapse": _entropy_collapse,
     "mismatch growth": _mismatch_growth,
 }
-WATCHED = {"reward/mean", "reward/std", "kl/ref", "response/length_mean", "policy/entropy", "policy/mismatch"}
+WATCHED = {"reward/mean", "reward/std", "kl/ref_k1", "response/length_mean", "policy/entropy", "policy/mismatch"}
+"""None is a mean of exponentials, which one token could move past any floor."""

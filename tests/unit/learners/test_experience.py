@@ -119,6 +119,14 @@ def test_rloo_subtracts_the_rows_summed_kl_before_it_compares():
     assert found.sequence_kl_B.tolist() == [3.0, 0.0]
 
 
+@pytest.mark.parametrize(("ref", "expected"), [(13.0, -14.0 + 1.0), (1e4, -20.0 + 1.0), (-1e4, 20.0 + 1.0)])
+def test_one_token_moves_the_kl_that_a_controller_reads_by_twenty_nats_at_most(ref, expected):
+    batch = batch_of(sample(0, 0, [5], [6, 7]), sample(0, 1, [5], [6]))
+    old, reference = np.array([-1.0, -1.0, -1.0], np.float32), np.array([ref, -2.0, -1.0], np.float32)
+    found = build_experience(StepInputs(0, batch, scores_of(1.0, 0.0), old=old, reference=reference), GRPO)
+    assert found.sequence_kl_B.tolist() == [expected, 0.0]
+
+
 def test_reinforce_pp_sums_the_rewards_to_come_and_whitens_over_the_batch():
     batch = batch_of(sample(0, 0, [5], [6, 7]), sample(1, 0, [5], [6]))
     old, ref = np.array([-1.0, -2.0, -1.0], np.float32), np.array([-2.0, -1.0, -1.0], np.float32)
