@@ -49,7 +49,7 @@ _TABLE = {
     "cluster/experience cluster/pool/members cluster/pool cluster/roles "
     "cluster/config cluster/inputs cluster/workers cluster/run cluster/run/records "
     "cluster/run/checkpoints cluster/run/report cluster/training/parts",
-    "cluster": "actors actors/data actors/models actors/rewards learners cluster/config/sections "
+    "cluster": "actors actors/data actors/models actors/rewards cluster/config/sections "
     "cluster/roles cluster/config cluster/config/rules cluster/inputs cluster/workers "
     "cluster/config/loading cluster/run cluster/run/records cluster/life "
     "cluster/run/report cluster/training/parts cluster/training",
