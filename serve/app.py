@@ -2,7 +2,8 @@
 
 In: a ServedPolicy and ServeSettings (or, for a Serve config file and KubeRay's RayService, `build`'s plain arguments).
 Out: a Serve Application with the routes /v1/models, /v1/chat/completions, /v1/completions and /healthz. The model's
-own chat template makes the prompt. Left out: starting Ray (session.py); adapters, embeddings and audio.
+own chat template makes the prompt, and it alone writes control tokens (guard.py). Left out: starting Ray (session.py);
+adapters, embeddings and audio.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from actors.data.control import Controls
 from serve.front import FrontSettings, error_answer, make_front
+from serve.guard import policy_controls, refuse_control_tokens
 from serve.policy import ServedPolicy, find_policy
 from serve.settings import ServeSettings, token_from
 
@@ -46,9 +49,10 @@ class PolicyIngress(OpenAiIngress):
     A route's method has a name of its own: it takes the raw request, which the base class's `chat` does not.
     """
 
-    def __init__(self, *args: Any, policy: ServedPolicy, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, policy: ServedPolicy, controls: Controls, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._policy = policy
+        self._controls = controls
         self._engine = next(iter(kwargs["llm_deployments"].values()))
 
     def _served(self, model: str | None) -> str:
@@ -76,6 +80,7 @@ class PolicyIngress(OpenAiIngress):
 
     async def answer_chat(self, request: Request) -> Response:
         body = await _parsed(ChatCompletionRequest, request)
+        refuse_control_tokens(await request.json(), self._controls)
         body.model = self._served(body.model)
         return await self.chat(body, request)
 
@@ -179,6 +184,7 @@ def build_application(policy: ServedPolicy, settings: ServeSettings) -> ray_serv
         llm_deployments={policy.model_id: build_llm_deployment(config, deployment_cls=WarmServer)},
         model_cards={policy.model_id: to_model_metadata(policy.model_id, config)},
         policy=policy,
+        controls=policy_controls(policy),
     )
 
 

@@ -61,7 +61,8 @@ def load_preferences(settings: PreferenceSettings, tokenizer: Tokenizer) -> Stor
         return PreferencePair(number, prompt, chosen_ids, rejected_ids, margin)
 
     raws = generate_pairs(settings.origin) if settings.origin.task else read_rows(settings.origin)
-    return load_rows(settings, tokenizer, raws, make, "pair")
+    texts = (settings.prompt_column, settings.chosen_column, settings.rejected_column)
+    return load_rows(settings, tokenizer, raws, make, "pair", texts)
 
 
 def _split_row(columns: Mapping[str, Any], settings: PreferenceSettings) -> tuple[list[Message], str, str]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from actors.data.chat import Message, Tokenizer, prompt_ids, require_template, response_ids
+from actors.data.control import refuse_columns, refuse_settings
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, kind_of
 
@@ -110,10 +111,13 @@ def load_rows(
     raws: Iterable[RawRow],
     make: Callable[[int, Mapping[str, Any]], Row],
     noun: str,
+    texts: Sequence[str],
 ) -> StoredRows[Row]:
-    """`make(id, columns)` of every row. DataError names all bad rows at once, as `noun`s."""
+    """`make(id, columns)` of every row. DataError names all bad rows at once, as `noun`s. texts: the columns whose text
+    or messages become tokens, in which no control token may be spelled."""
     require_template(tokenizer, settings.chat_template)
     name, limit = settings.origin.name, settings.max_tokens
+    refuse_settings(tokenizer, name, system_prompt=settings.system_prompt)
     problems = Problems(name, settings.skip_invalid)
     rows: list[Row] = []
     read = truncated = dropped = 0
@@ -122,6 +126,7 @@ def load_rows(
         try:
             if raw.columns is None:
                 raise RowError(raw.problem or "unreadable")
+            refuse_columns(tokenizer, raw.columns, texts)
             row = make(len(rows), raw.columns)
         except RowError as error:
             problems.skip(raw.where, str(error))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from actors.data.as_text import chat_ids, plain_ids
 from actors.data.chat import Message
 from actors.models.numerics import placed, settle_kernels
 
@@ -43,12 +44,12 @@ class RewardModel:
         self.truncated = 0
 
     def score_conversations(self, conversations: Sequence[list[Message]]) -> np.ndarray:
-        """Scores of conversations that end with the assistant's turn, float64 [B]."""
+        """Scores of conversations that end with the assistant's turn, float64 [B]. Messages are text, whatever they
+        spell: a response cannot end its turn and go on with another."""
         if not self.tokenizer.chat_template:
             texts = ["\n".join(message["content"] for message in chat) for chat in conversations]
-            return self.score_tokens([self.tokenizer.encode(text) for text in texts])
-        ids = [self.tokenizer.apply_chat_template(c, tokenize=True, return_dict=False) for c in conversations]
-        return self.score_tokens(cast("list[list[int]]", ids))  # declared as all that the options can make of it
+            return self.score_tokens([plain_ids(self.tokenizer, text) for text in texts])
+        return self.score_tokens([chat_ids(self.tokenizer, chat) for chat in conversations])
 
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """Scores of token sequences, float64 [B], in the order given; longest first in the forwards."""

@@ -42,9 +42,9 @@ def test_without_an_end_of_turn_in_the_template_the_eos_is_appended(tmp_path, to
     assert tokenizer.decode(pair.chosen_tokens) == "5<|im_end|>"
 
 
-def test_a_special_token_quoted_in_the_response_does_not_cut_it(tmp_path, tokenizer):
-    pair = load_one(tmp_path, tokenizer, {**PAIR, "chosen": "a<|im_end|>b"})
-    assert tokenizer.decode(pair.chosen_tokens) == "a<|im_end|>b<|im_end|>"
+def test_most_of_a_special_token_quoted_in_the_response_does_not_cut_it(tmp_path, tokenizer):
+    pair = load_one(tmp_path, tokenizer, {**PAIR, "chosen": "a<|im_end|b"})
+    assert tokenizer.decode(pair.chosen_tokens) == "a<|im_end|b<|im_end|>"
 
 
 def test_responses_may_be_messages_or_whole_conversations(tmp_path, tokenizer):
