@@ -11,7 +11,7 @@ _TABLE = {
     "actors/transports": "actors",
     "actors/models": "actors actors/data actors/transports",
     "actors/engines": "actors actors/transports actors/models",
-    "actors/rewards": "actors actors/models",
+    "actors/rewards": "actors actors/data actors/models",
     "actors/engines/vllm": "actors actors/transports actors/models actors/engines",
     "actors/rollouts": "actors actors/transports actors/engines",
     "learners/engines": "actors/models",
@@ -53,11 +53,11 @@ _TABLE = {
     "cluster/roles cluster/config cluster/config/rules cluster/inputs cluster/workers "
     "cluster/config/loading cluster/run cluster/run/records cluster/life "
     "cluster/run/report cluster/training/parts cluster/training",
-    "cluster/commands": "actors/models learners/engines learners cluster/config/sections cluster/roles "
-    "cluster/config cluster/workers cluster/config/loading cluster/run "
+    "cluster/commands": "actors/data actors/models learners/engines learners cluster/config/sections "
+    "cluster/roles cluster/config cluster/workers cluster/config/loading cluster/run "
     "cluster/inspect cluster/run/records cluster/service cluster/life "
     "cluster/run/checkpoints cluster/simulate cluster/run/report cluster",
-    "serve": "",
+    "serve": "actors/data",
     "serve/commands": "serve",
 }
 
