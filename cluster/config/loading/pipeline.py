@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from cluster.config.loading.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
+from cluster.config.loading.paths import placed
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
 from cluster.config.sections.section import Section, name_only
@@ -61,12 +62,26 @@ class PipelineFile(Section):
     stages: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
-    """What `raylign train` is given: one run, or a pipeline, which has `stages`."""
-    tree = read_tree(path)
+def load_run(path: str | Path, overrides: Sequence[str] = (), here: Path | None = None) -> Config | Pipeline:
+    """What `raylign train` is given: one run, or a pipeline, which has `stages`. here: the directory that relative
+    paths are to be read from; default the working directory."""
+    tree, source, problems = read_tree(path), str(path), []
+
+    def found(config: Config, stage: str | None = None) -> Config:
+        config, wrong = placed(config, Path(path).parent, here or Path.cwd())
+        problems.extend(wrong if stage is None else [within(stage, problem) for problem in wrong])
+        return config
+
+    run: Config | Pipeline
     if "stages" in tree:
-        return pipeline_of(tree, str(path), overrides)
-    return config_of(tree, str(path), overrides)
+        read = pipeline_of(tree, source, overrides)
+        stages = [stage.model_copy(update={"config": found(stage.config, stage.name)}) for stage in read.stages]
+        run = read.model_copy(update={"stages": tuple(stages)})
+    else:
+        run = found(config_of(tree, source, overrides))
+    if problems:
+        raise ConfigError(source, problems)
+    return run
 
 
 def pipeline_of(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Pipeline:
