@@ -36,7 +36,7 @@ RAY_IMPORTERS = {
     "cluster/service/jobs.py",  # Ray Jobs' client, which starts no worker
 }
 SERVING = "serve/"
-EXAMPLES = {"file.py", "path/file.py"}
+EXAMPLES = {"file.py", "path/file.py", "rewards.py"}
 """Files of users, in messages that show how to name one."""
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90
 LOOPS = {f"cluster/{name}.py" for name in ("ppo", "dpo", "online_dpo", "partial", "one_step_off", "asynchronous")}

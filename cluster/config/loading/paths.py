@@ -51,6 +51,12 @@ def file_in(keys: Keys, value: str) -> str | None:
     return None if other else value
 
 
+def leads_to(path: str, folder: Path, here: Path) -> Path | None:
+    """What a relative path of a recipe in `folder` means in the directory `here`; None where it stands in neither."""
+    found = next((root for root in (here, folder) if (root / path).exists()), None)
+    return None if found is None else Path(os.path.normpath(found / path))
+
+
 def placed(config: Config, folder: Path, here: Path) -> tuple[Config, list[Problem]]:
     """The config as it reads from the directory `here`, for a recipe in `folder`."""
     problems = []

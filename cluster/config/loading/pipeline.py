@@ -62,26 +62,27 @@ class PipelineFile(Section):
     stages: Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = (), here: Path | None = None) -> Config | Pipeline:
-    """What `raylign train` is given: one run, or a pipeline, which has `stages`. here: the directory that relative
-    paths are to be read from; default the working directory."""
-    tree, source, problems = read_tree(path), str(path), []
-
-    def found(config: Config, stage: str | None = None) -> Config:
-        config, wrong = placed(config, Path(path).parent, here or Path.cwd())
-        problems.extend(wrong if stage is None else [within(stage, problem) for problem in wrong])
-        return config
-
-    run: Config | Pipeline
-    if "stages" in tree:
-        read = pipeline_of(tree, source, overrides)
-        stages = [stage.model_copy(update={"config": found(stage.config, stage.name)}) for stage in read.stages]
-        run = read.model_copy(update={"stages": tuple(stages)})
+def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
+    """What `raylign train` is given: one run, or a pipeline, which has `stages`."""
+    run, folder, problems = read_run(path, overrides), Path(path).parent, list[Problem]()
+    if isinstance(run, Pipeline):
+        stages = []
+        for stage in run.stages:
+            config, wrong = placed(stage.config, folder, Path.cwd())
+            stages.append(stage.model_copy(update={"config": config}))
+            problems += [within(stage.name, problem) for problem in wrong]
+        run = run.model_copy(update={"stages": tuple(stages)})
     else:
-        run = found(config_of(tree, source, overrides))
+        run, problems = placed(run, folder, Path.cwd())
     if problems:
-        raise ConfigError(source, problems)
+        raise ConfigError(str(path), problems)
     return run
+
+
+def read_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
+    """The same as it is written, wherever its relative paths lead."""
+    tree = read_tree(path)
+    return (pipeline_of if "stages" in tree else config_of)(tree, str(path), overrides)
 
 
 def pipeline_of(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Pipeline:

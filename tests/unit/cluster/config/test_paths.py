@@ -107,11 +107,6 @@ def test_stages_of_a_pipeline_find_theirs_and_a_problem_names_its_stage(project:
         load_run("mine/pipeline.yaml")
 
 
-def test_another_directory_than_the_working_one_may_be_asked_about(project: Path) -> None:
-    run = load_run("mine/recipe.yaml", here=project)
-    assert isinstance(run, Config) and run.data.path == "rows.jsonl"
-
-
 def test_what_a_run_saves_names_the_files_from_where_it_was_started(project: Path) -> None:
     """A resume reads the saved config, which lies in another folder."""
     (project.parent / "run").mkdir()
