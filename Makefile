@@ -42,8 +42,10 @@ soak: install  # what takes too long for CI: a thousand kills of scripted worker
 	$(BIN)/python -m bench.soak.training
 	RAYLIGN_KILLS=200 $(BIN)/python -m pytest tests/chaos/test_checkpoints.py tests/chaos/test_others.py -m "" -k "kill"
 
-lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: install  # what .pre-commit-config.yaml runs too; mypy's settings are in pyproject.toml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: install
 	$(PIP) -c constraints.txt -e .[$(STACK),test,bench]

@@ -154,8 +154,12 @@ def test_dockerfile_copies_what_exists_and_every_package(name: str) -> None:
     copied = [source for words in copies for source in _sources(words)]
     missing = [source for source in copied if not (ROOT / source).exists()]
     assert not missing
-    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages | {"pyproject.toml", "constraints.txt", "deploy/recipes"} <= set(copied)
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {pattern.rstrip("*").replace(".", "/") for pattern in include}
+    assert packages | {"pyproject.toml", "constraints.txt", "LICENSE"} <= set(copied)
+    install = next(i for i, words in enumerate(lines) if words[:3] == ["RUN", "pip", "install"] and "-c" in words)
+    before = {source for words in lines[:install] if words[0] == "COPY" for source in _sources(words)}
+    assert packages <= before, "recipes too: what pip installs is what `raylign init` finds"
 
 
 @pytest.mark.parametrize(
