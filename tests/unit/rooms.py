@@ -31,11 +31,12 @@ _TABLE = {
     "cluster/workers": "actors actors/transports actors/engines actors/rollouts learners/methods "
     "cluster/experience cluster/pool/members cluster/roles cluster/config",
     "cluster/config/loading": "cluster/config/sections cluster/config cluster/config/rules",
+    "cluster/config/starter": "cluster/config cluster/config/loading",
     "cluster/run": "actors cluster/config cluster/config/rules cluster/config/loading",
     "cluster/inspect": "actors/data actors/models actors/engines actors/rewards cluster/config/sections "
     "cluster/config cluster/inputs cluster/workers cluster/config/loading cluster/run",
     "cluster/run/records": "actors/rollouts cluster/config cluster/run",
-    "cluster/service": "cluster/config cluster/run",
+    "cluster/service": "cluster/config cluster/config/loading cluster/run",
     "cluster/life": "cluster/pool/members cluster/roles cluster/workers cluster/run/records",
     "cluster/run/checkpoints": "actors cluster/run cluster/run/records",
     "cluster/simulate": "actors cluster/pool/members cluster/pool cluster/run/records",
@@ -54,9 +55,10 @@ _TABLE = {
     "cluster/config/loading cluster/run cluster/run/records cluster/life "
     "cluster/run/report cluster/training/parts cluster/training",
     "cluster/commands": "actors/data actors/models learners/engines learners cluster/config/sections "
-    "cluster/roles cluster/config cluster/workers cluster/config/loading cluster/run "
-    "cluster/inspect cluster/run/records cluster/service cluster/life "
-    "cluster/run/checkpoints cluster/simulate cluster/run/report cluster",
+    "cluster/roles cluster/config cluster/workers cluster/config/loading "
+    "cluster/config/starter cluster/run cluster/inspect cluster/run/records "
+    "cluster/service cluster/life cluster/run/checkpoints cluster/simulate "
+    "cluster/run/report cluster",
     "serve": "actors/data",
     "serve/commands": "serve",
 }
