@@ -1,5 +1,5 @@
-"""`constraints/`: one file a stack. The installed stack is what its file says, and both stacks are one but for what their
-wheels want. What pip makes of the CUDA file is tried in tests/integration/test_constraints.py."""
+"""`constraints/`: one file a stack. The installed stack is what its file says, and both stacks are one but for what
+their wheels want. What pip makes of the CUDA file is tried in tests/integration/test_constraints.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def installed(stack: str) -> dict[str, str]:
     """What the stack's extras and all that they ask for are here, by name."""
     extras = PROJECT["optional-dependencies"]
     asked = [*PROJECT["dependencies"], *(each for extra in (stack, *EXTRAS) for each in extras[extra])]
-    todo, seen, found = [Requirement(each) for each in asked], set(), {}
+    todo = [Requirement(each) for each in asked]
+    seen: set[tuple[str, str]] = set()
+    found: dict[str, str] = {}
     while todo:
         requirement = todo.pop()
         for extra in {"", *requirement.extras} - {extra for name, extra in seen if name == named(requirement.name)}:
