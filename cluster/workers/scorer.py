@@ -56,7 +56,7 @@ class ScorerPool:
         """The calls that last as long as a scorer does."""
 
     def score(self, samples: Samples) -> list[tuple[Ref, Ref]]:
-        """(scores, stats) references, one pair a chunk."""
+        """(scores, report) references, one pair a chunk."""
         self._watch()
         made = []
         for i, (chunk, prompts) in enumerate(zip(samples.chunks, samples.prompts, strict=True)):
