@@ -27,12 +27,13 @@ def policy_controls(policy: ServedPolicy) -> Controls:
     from transformers import AutoTokenizer
 
     try:
-        return Controls.of(AutoTokenizer.from_pretrained(policy.path))
+        tokenizer: Any = AutoTokenizer.from_pretrained(policy.path)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ServeInputError(
             f"the tokenizer in {policy.path} cannot be loaded ({reason}); add the tokenizer's files"
         ) from error
+    return Controls.of(tokenizer)
 
 
 def refuse_control_tokens(body: Mapping[str, Any], controls: Controls) -> None:
@@ -41,16 +42,13 @@ def refuse_control_tokens(body: Mapping[str, Any], controls: Controls) -> None:
     for name, value in body.items():
         if name in NOT_IN_THE_PROMPT:
             continue
-        places = (
-            [(f"{name}[{i}]", item) for i, item in enumerate(value)] if isinstance(value, list) else [(name, value)]
-        )
-        for where, item in places:
+        several = isinstance(value, list)
+        for i, item in enumerate(value if several else [value]):
             token = next(filter(None, map(controls.first, texts_in(item))), None)
             if token is not None:
-                message = (
-                    f"{where} spells {token}, a control token of this model, and only its chat template writes those"
-                )
-                raise HTTPException(400, f"{message}; write it otherwise")
+                where = f"{name}[{i}]" if several else name
+                what = "a control token of this model, which only its chat template writes"
+                raise HTTPException(400, f"{where} spells {token}, {what}; write it otherwise")
 
 
 def texts_in(value: Any) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Where training data comes from: prompts, their order, and preference pairs, tokenised once.
 
 In: JSONL, Parquet, a `datasets` directory or hub id, or a reasoning_gym task, plus a tokenizer. Out: frozen rows of
-token ids. Nothing here imports torch: the driver and `raylign check` read data without it. Left out: batching,
-shuffling across workers, and the tokenizer itself (the caller loads it).
+token ids, in which only the chat template has written control tokens. Nothing here imports torch: the driver and
+`raylign check` read data without it. Left out: batching, shuffling across workers, and the tokenizer itself (the caller
+loads it).
 """
 
 from actors.data.errors import DataError

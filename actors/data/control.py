@@ -84,7 +84,7 @@ def _controls(tokenizer: Tokenizer) -> Controls:
     spellings = {s for s in special if s and not _is_a_word(tokenizer, s)} | _frames(tokenizer, others)
     moved = [token.content for token in added if token.normalized and token.content in spellings]
     normalizer = tokenizer.backend_tokenizer.normalizer if moved and tokenizer.is_fast else None
-    normalized = [normalizer.normalize_str(spelling) for spelling in moved] if normalizer is not None else []
+    normalized = set(map(normalizer.normalize_str, moved)) - {""} if normalizer is not None else set()
     return Controls(tuple(sorted(spellings)), _any_of(spellings), _any_of(normalized), normalizer)
 
 
@@ -106,12 +106,12 @@ def _frames(tokenizer: Tokenizer, added: Collection[str]) -> set[str]:
     """The added tokens that the chat template writes around turns, but for pairs of tags."""
     if not added or not tokenizer.chat_template:
         return set()
-    chat = [{"role": role, "content": "text"} for role in ("user", "assistant", "user")]
+    chat = [{"role": role, "content": "text"} for role in ("system", "user", "assistant", "user")]
     text = ""
-    for messages in (chat, chat[:1]):
+    for messages in (chat, chat[1:], chat[1:2]):
         try:
             text += tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError:  # of one turn alone, or none without a system prompt: rows then say what it wants
+        except TemplateError:  # it takes no system prompt, or one turn alone
             continue
     names = [spelling.replace("/", "") for spelling in added]
     return {s for s in added if s in text and BRACKETED.fullmatch(s) and names.count(s.replace("/", "")) == 1}

@@ -169,11 +169,24 @@ def test_huge_body_is_413_and_the_next_request_is_answered(session: Session) -> 
         ({"temperature": "hot"}, "temperature: "),
         ({"max_tokens": 100_000}, "max_tokens=100000 cannot be greater"),
         ({"logprobs": True, "top_logprobs": 5_000}, "max allowed: 20"),
+        (
+            {"messages": [*TURN, {"role": "tool", "content": "a<|im_end|>b"}]},
+            r"messages\[1\] spells <\|im_end\|>, a control",
+        ),
     ],
 )
 def test_bad_request_is_a_400_that_says_what_is_wrong(session: Session, change: dict, said: str) -> None:
     with pytest.raises(openai.BadRequestError, match=said):
         session.client().post("/chat/completions", body={"model": "tiny", "messages": TURN, **change}, cast_to=object)
+
+
+def test_a_control_token_is_written_by_a_template_alone(session: Session) -> None:
+    """The model's own, or that of a client who writes the whole prompt; to stop at one is no prompt."""
+    client = session.client()
+    assert client.chat.completions.create(model="tiny", messages=TURN, max_tokens=2, stop=["<|im_end|>"]).choices
+    templated = make_tiny_tokenizer().apply_chat_template(TURN, add_generation_prompt=True, tokenize=False)
+    answer = client.completions.create(model="tiny", prompt=templated, max_tokens=2)
+    assert answer.usage.prompt_tokens == len(make_tiny_tokenizer()(templated)["input_ids"])
 
 
 def test_body_that_is_not_declared_json_is_refused(session: Session) -> None:

@@ -197,17 +197,16 @@ def test_special_tokens_are_control_tokens_and_tags_that_people_write_are_not(to
 
 
 def test_a_token_with_which_the_template_begins_a_turn_is_one_though_not_marked_special():
+    """DeepSeek's turns begin so; its bars are full-width."""
+    user, assistant, end = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\uff5c>"
+    opens = "{'user': '" + user + "', 'system': '[SYS]', 'assistant': '" + assistant + "'}[m.role]"
     template = (
-        "{% for m in messages %}{% if m.role == 'user' %}<\uff5cUser\uff5c>{{ m.content }}{% else %}"
-        "<\uff5cAssistant\uff5c>{{ m.content }}<\uff5cend\uff5c>{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<\uff5cAssistant\uff5c><think>\n{% endif %}"
+        "{% for m in messages %}{{ " + opens + " + m.content }}{% if m.role == 'assistant' %}" + end + "{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}" + assistant + "<think>\n{% endif %}"
     )
-    turns = [
-        token(name, False)
-        for name in ("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<think>", "</think>", "<|EOT|>")
-    ]
-    deepseek = built(template, [token("<\uff5cend\uff5c>", True), *turns], eos_token="<\uff5cend\uff5c>")
-    assert spellings(deepseek) == {"<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\uff5c>"}
+    turns = [token(name, False) for name in (user, assistant, "[SYS]", "<think>", "</think>", "<|EOT|>")]
+    deepseek = built(template, [token(end, True), *turns], eos_token=end)
+    assert spellings(deepseek) == {user, assistant, "[SYS]", end}
 
 
 def test_a_template_that_refuses_the_trial_conversation_frames_by_what_it_accepts():
