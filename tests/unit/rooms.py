@@ -74,3 +74,16 @@ rooms."""
 
 ANY_NUMBER = {"cluster/commands", "deploy/recipes", "deploy/recipes/gpu", "tests"}
 """A file a verb; recipes; tests of a room, wherever they lie."""
+
+BY_CONVENTION = {
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "mkdocs.yml",
+    "pyproject.toml",
+}
+"""Files that people and programs look for by name at a checkout's top: nobody has to learn them, and none is counted."""
