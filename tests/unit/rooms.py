@@ -86,4 +86,4 @@ BY_CONVENTION = {
     "mkdocs.yml",
     "pyproject.toml",
 }
-"""Files that people and programs look for by name at a checkout's top: nobody has to learn them, and none is counted."""
+"""Files that people and programs look for by name at a checkout's top: nobody has to learn them; none is counted."""

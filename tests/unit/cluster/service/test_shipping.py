@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,10 @@ import yaml
 
 from cluster.config import ConfigError
 from cluster.errors import UserError
+from cluster.service import jobs as service
 from cluster.service import shipping
-from cluster.service.jobs import JobSpec, train_job
+from cluster.service.control import scale_job
+from cluster.service.jobs import JobSpec, JobView, train_job
 from cluster.service.shipping import PACKAGES, checkout_root, code_beside, folder_of
 
 REPO = Path(__file__).resolve().parents[4]
@@ -154,3 +157,36 @@ def test_stages_are_named_with_their_problem(project: Path) -> None:
 def test_a_name_that_leads_nowhere_here_is_left_to_the_cluster(project: Path) -> None:
     assert not os.path.exists("models/base")
     assert job("mine/recipe.yaml").working_dir == str(project)
+
+
+class Elsewhere:
+    """A cluster whose runs are not on this machine: it keeps what is submitted."""
+
+    def __init__(self) -> None:
+        self.sent: list[JobSpec] = []
+
+    def status(self, name: str) -> JobView:
+        return JobView(name, "RUNNING", "", "/nowhere/run", 1.0, None)
+
+    def submit(self, spec: JobSpec) -> None:
+        self.sent.append(spec)
+
+    def follow(self, name: str, write: Callable[[str], object]) -> JobView:
+        write("2 more workers join\n")
+        return JobView(name, "SUCCEEDED", "", "/nowhere/run", 1.0, 2.0)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_run_elsewhere_is_asked_by_a_job_that_gets_no_folder_of_the_asker_s(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkout, as with a training; where there is none, the code alone."""
+    cluster = Elsewhere()
+    monkeypatch.setattr(service, "connect", lambda address: cluster)
+    if installed:
+        monkeypatch.setattr(shipping, "_code_root", lambda: Path("/site"))
+    assert scale_job("mine", 4) == "2 more workers join"
+    (spec,) = cluster.sent
+    assert spec.entrypoint.endswith(" -m cluster.cli scale /nowhere/run --rollout 4")
+    assert spec.working_dir == (None if installed else str(REPO))
+    assert spec.code[:4] == (tuple(f"/site/{package}" for package in PACKAGES) if installed else ())
