@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from actors.models.adapters import adapters_off, published_name
-from actors.models.forward import score_tokens
+from actors.models.forward import Barred, score_tokens
 from actors.response_mask import row_sums
 from actors.transports.buckets import cut, make_bucket
 from actors.transports.interface import Sender
@@ -101,14 +101,19 @@ class LearnerBase:
 
 
 class PolicyBase(LearnerBase):
-    """A learner of a language model. Logits are divided by `temperature`, as they were in sampling."""
+    """A learner of a language model. Logits are divided by `temperature`, and tokens are barred, as in sampling."""
 
-    def __init__(self, engine: TrainEngine, update: UpdateSettings, temperature: float = 1.0) -> None:
+    def __init__(
+        self, engine: TrainEngine, update: UpdateSettings, temperature: float = 1.0, barred: Barred | None = None
+    ) -> None:
         super().__init__(engine, update)
         self._temperature = temperature
+        self._barred = barred
 
     def logprobs(self, batch: SampleBatch, temperature: float | None = None) -> TokenColumn:
-        """This rank's share of the current policy's log-probs; temperature None: the sampling one."""
+        """This rank's share of the current policy's log-probs: of the distribution that is sampled, or at the given
+        temperature of the model's own, in which nothing is barred."""
+        sampled = temperature is None
         slots, values = score_tokens(
             self._engine.module,
             batch,
@@ -116,6 +121,7 @@ class PolicyBase(LearnerBase):
             max_tokens=self._update.micro_batch_tokens,
             temperature=self._temperature if temperature is None else temperature,
             device=self._engine.device,
+            barred=self._barred if sampled else None,
             rank=self._engine.rank,
             ranks=self._engine.world_size,
         )

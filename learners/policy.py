@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from actors.models.forward import PackedTensors, token_logprobs
+from actors.models.forward import Barred, PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
 from actors.response_mask import response_mask
 from learners.base import PolicyBase, step_metrics
@@ -28,8 +28,10 @@ from learners.stepping import MicroLoss, RunningMean, gather_known, optimise
 class PolicyLearner(PolicyBase):
     """One rank of the policy's learner group under a policy-gradient method."""
 
-    def __init__(self, engine: TrainEngine, method: Method, update: UpdateSettings) -> None:
-        super().__init__(engine, update, method.temperature)
+    def __init__(
+        self, engine: TrainEngine, method: Method, update: UpdateSettings, barred: Barred | None = None
+    ) -> None:
+        super().__init__(engine, update, method.temperature, barred)
         self._method = method
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
@@ -84,7 +86,7 @@ class PolicyLearner(PolicyBase):
         preset = self._method.preset
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-            flat_lp, flat_entropy = token_logprobs(self._engine.module, packed, self._temperature)
+            flat_lp, flat_entropy = token_logprobs(self._engine.module, packed, self._temperature, self._barred)
             flat_lp, flat_entropy = flat_lp.cpu(), flat_entropy.cpu()
             seen[micro.slots] = flat_lp.detach().numpy()
             rows = torch.from_numpy(micro.rows)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from actors.models.forward import PackedTensors, token_logprobs
+from actors.models.forward import Barred, PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
 from actors.response_mask import response_mask, row_sums
 from actors.types import SampleBatch
@@ -31,9 +31,14 @@ class PreferenceLearner(PolicyBase):
     """One rank of a policy's learner group under a preference loss."""
 
     def __init__(
-        self, engine: TrainEngine, settings: PreferenceSettings, update: UpdateSettings, temperature: float = 1.0
+        self,
+        engine: TrainEngine,
+        settings: PreferenceSettings,
+        update: UpdateSettings,
+        temperature: float = 1.0,
+        barred: Barred | None = None,
     ) -> None:
-        super().__init__(engine, update, temperature)
+        super().__init__(engine, update, temperature, barred)
         self._settings = settings
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
@@ -48,7 +53,7 @@ class PreferenceLearner(PolicyBase):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(log-probs summed over each row's own tokens, with their gradient; how many those are), [b] each, of the
         micro-batch's rows. mask: the batch's, [T]."""
-        flat, _ = token_logprobs(self._engine.module, packed, self._temperature)
+        flat, _ = token_logprobs(self._engine.module, packed, self._temperature, self._barred)
         mask_BT = micro_mask(mask, micro)
         return masked(pad(flat.cpu(), packed_index(micro)), mask_BT).sum(dim=1), mask_BT.sum(dim=1)
 

@@ -20,18 +20,21 @@ from actors.types import SampleBatch
 CHUNK = 64
 """Rows of logits reduced at once: bounds the float32 scratch to CHUNK x vocabulary, reused from chunk to chunk (fresh
 pages cost more than the arithmetic: on SmolLM2 and 2 cores, 1.3 s against 0.3 s for 700 tokens)."""
+BARRED = -1e30
+"""The logit of a token that may not be drawn: its probability is 0, and 0 times it is no NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTensors:
     """A micro-batch on a device: input_ids, position_ids [1, L]; attention_mask bool [1, 1, L, L]; logit_positions,
-    targets [n]; tree_lengths sum to L."""
+    targets, places [n]; tree_lengths sum to L."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     attention_mask: torch.Tensor
     logit_positions: torch.Tensor
     targets: torch.Tensor
+    places: torch.Tensor
     tree_lengths: tuple[int, ...]
 
     def arguments(self) -> dict[str, Any]:
@@ -58,25 +61,41 @@ def to_tensors(micro: MicroBatch, device: torch.device) -> PackedTensors:
         attention_mask=mask[None, None],
         logit_positions=torch.from_numpy(micro.logit_positions).to(device),
         targets=torch.from_numpy(micro.targets).to(device),
+        places=torch.from_numpy(micro.places).to(device),
         tree_lengths=micro.tree_lengths,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Barred:
+    """Tokens that sampling draws none of for a response's first `until`: end tokens, where a least length is asked for.
+    The rest of the vocabulary shares their probability, so log-probs of the sampled distribution must know of it."""
+
+    tokens: tuple[int, ...]
+    until: int
+
+
 def token_logprobs(
-    model: torch.nn.Module, packed: PackedTensors, temperature: float = 1.0
+    model: torch.nn.Module, packed: PackedTensors, temperature: float = 1.0, barred: Barred | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probs, entropies), each float32 [n], of the response tokens under the temperature-scaled distribution."""
+    """(log-probs, entropies), each float32 [n], of the response tokens under the temperature-scaled distribution, over
+    the tokens that are not barred there."""
     logits = model(**packed.arguments(), logits_to_keep=packed.logit_positions).logits[0]
-    return _LogProbs.apply(logits, packed.targets, 1.0 / temperature)
+    early = None if barred is None else (list(barred.tokens), packed.places < barred.until)
+    return _LogProbs.apply(logits, packed.targets, 1.0 / temperature, early)
 
 
 class _LogProbs(torch.autograd.Function):
     """Selective log-softmax and entropy. With z = logits / temperature, p = softmax(z), H = -sum p log p:
-    d lp / d z = onehot - p and d H / d z = -p (log p + H)."""
+    d lp / d z = onehot - p and d H / d z = -p (log p + H). early: columns that are barred, and in which rows [n]."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: float
+        ctx: Any,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        scale: float,
+        early: tuple[list[int], torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         n = logits.shape[0]
         logprobs = torch.empty(n, dtype=torch.float32, device=logits.device)
@@ -85,6 +104,7 @@ class _LogProbs(torch.autograd.Function):
         z_buffer, p_buffer = _scratch(logits), _scratch(logits)
         for i in range(0, n, CHUNK):
             z = z_buffer[: min(CHUNK, n - i)].copy_(logits[i : i + CHUNK]).mul_(scale)
+            _bar(z, early, i)
             p = p_buffer[: len(z)]
             top = z.amax(dim=1, keepdim=True)
             torch.sub(z, top, out=p).exp_()
@@ -93,7 +113,7 @@ class _LogProbs(torch.autograd.Function):
             logprobs[i : i + CHUNK] = z.gather(1, targets[i : i + CHUNK, None])[:, 0] - lse[i : i + CHUNK]
             entropies[i : i + CHUNK] = lse[i : i + CHUNK] - torch.linalg.vecdot(p, z) / total
         ctx.save_for_backward(logits, targets, lse, entropies)
-        ctx.scale = scale
+        ctx.scale, ctx.early = scale, early
         return logprobs, entropies
 
     @staticmethod
@@ -108,6 +128,7 @@ class _LogProbs(torch.autograd.Function):
         for i in range(0, n, CHUNK):
             part = slice(i, i + CHUNK)
             logp = z_buffer[: min(CHUNK, n - i)].copy_(logits[part]).mul_(ctx.scale).sub_(lse[part, None])
+            _bar(logp, ctx.early, i)
             out = torch.exp(logp, out=p_buffer[: len(logp)])
             if with_entropy:
                 out *= -grad_logprobs[part, None] - grad_entropies[part, None] * (logp + entropies[part, None])
@@ -115,7 +136,14 @@ class _LogProbs(torch.autograd.Function):
                 out *= -grad_logprobs[part, None]
             out.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
             grad[part] = out.mul_(ctx.scale)
-        return grad, None, None
+        return grad, None, None, None
+
+
+def _bar(z: torch.Tensor, early: tuple[list[int], torch.Tensor] | None, begin: int) -> None:
+    """Of the rows from `begin` on: the barred columns of those that are early, in place."""
+    if early is not None:
+        columns, rows = early
+        z[:, columns] = z[:, columns].masked_fill(rows[begin : begin + len(z), None], BARRED)
 
 
 def _scratch(logits: torch.Tensor) -> torch.Tensor:
@@ -131,6 +159,7 @@ def score_tokens(
     max_tokens: int,
     temperature: float,
     device: torch.device,
+    barred: Barred | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -139,7 +168,7 @@ def score_tokens(
     shares = micro_batches(batch, rows, max_tokens, rank=rank, ranks=ranks)
     for micro in shares:
         real = micro if micro is not None else padding(batch, rows[:1], max_tokens)
-        lp, _ = token_logprobs(model, to_tensors(real, device), temperature)
+        lp, _ = token_logprobs(model, to_tensors(real, device), temperature, barred)
         if micro is not None:
             slots.append(micro.slots)
             logprobs.append(lp.cpu().numpy())

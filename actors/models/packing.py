@@ -33,8 +33,9 @@ class MicroBatch:
 
     token_ids, positions, segments, trees: [L]; token i attends to j <= i of its own tree whose segment is 0 (the
     prompt) or its own. logit_positions: [n], where the logits of each response token stand; slots: [n], the token's
-    index on the batch's T axis; targets: [n], its id; rows: the samples in it, in order of their tokens;
-    row_lengths: their response lengths; row_ends: [b], where each sample's last token stands.
+    index on the batch's T axis; places: [n], its index within its response; targets: [n], its id; rows: the samples in
+    it, in order of their tokens; row_lengths: their response lengths; row_ends: [b], where each sample's last token
+    stands.
     """
 
     token_ids: np.ndarray
@@ -43,6 +44,7 @@ class MicroBatch:
     trees: np.ndarray
     logit_positions: np.ndarray
     slots: np.ndarray
+    places: np.ndarray
     targets: np.ndarray
     rows: np.ndarray
     row_lengths: np.ndarray
@@ -150,6 +152,7 @@ def lay_out(batch: SampleBatch, trees: Sequence[Tree]) -> MicroBatch:
         trees=_join(tree_ids),
         logit_positions=_join(logit_positions),
         slots=flat_slots,
+        places=_join([np.arange(batch.lengths[row]) for row in rows]),
         targets=batch.token_ids[flat_slots].astype(np.int64),
         rows=np.array(rows, np.int64),
         row_lengths=batch.lengths[np.array(rows, np.int64)] if rows else np.zeros(0, np.int64),

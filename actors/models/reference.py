@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.models.attention import implementation
-from actors.models.forward import score_tokens
+from actors.models.forward import Barred, score_tokens
 from actors.models.numerics import placed, settle_kernels
 from actors.types import SampleBatch
 
 
 class ReferenceScorer:
-    """Log-probs under frozen weights, temperature as in training."""
+    """Log-probs under frozen weights; temperature and barred tokens as in training."""
 
     def __init__(
         self,
@@ -31,6 +31,7 @@ class ReferenceScorer:
         max_tokens: int,
         device: str,
         trust_remote_code: bool = False,
+        barred: Barred | None = None,
     ) -> None:
         settle_kernels()
         self._device = torch.device(device)
@@ -43,6 +44,7 @@ class ReferenceScorer:
         self._model = placed(model, self._device).eval().requires_grad_(False)
         self._temperature = temperature
         self._max_tokens = max_tokens
+        self._barred = barred
 
     def logprobs(self, batch: SampleBatch, *, rank: int = 0, ranks: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(slots, log-probs) of this rank's share of the response tokens."""
@@ -53,6 +55,7 @@ class ReferenceScorer:
             max_tokens=self._max_tokens,
             temperature=self._temperature,
             device=self._device,
+            barred=self._barred,
             rank=rank,
             ranks=ranks,
         )

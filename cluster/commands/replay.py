@@ -73,6 +73,7 @@ def _replayed(config: Any, weights: Path | None, inputs: Any) -> Replayed:
         device="cpu",
         timeout_s=600.0,
         temperature=config.rollout.sampling.temperature,
+        min_tokens=config.rollout.sampling.min_tokens,
     )
     role = LearnerRole(spec, 0, 1)
     try:

@@ -95,6 +95,7 @@ class Sampling(Section):
     top_k: int = Field(default=0, ge=0)
     max_tokens: Count = 128
     min_tokens: int = Field(default=0, ge=0)
+    """End tokens are barred until a response has so many, in the learner's log-probs as in sampling."""
     stop: list[str] = []
     samples_per_prompt: Count = 1
 

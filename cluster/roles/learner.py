@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from actors.models.forward import Barred
     from actors.models.reference import ReferenceScorer
     from learners.base import LearnerBase
     from learners.critic import CriticLearner
@@ -40,8 +41,8 @@ T = TypeVar("T")
 class LearnerSpec:
     """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
     absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
-    has one (reference_path None). temperature: of sampling, which training
-    divides logits by too. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
+    has one (reference_path None). temperature, min_tokens: of sampling: training divides logits and bars end tokens
+    likewise. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
     gives_back: engines that sleep wait for the GPU memory that torch keeps for the next update. saves_later:
     checkpoints are written beside training, from a copy."""
 
@@ -52,6 +53,7 @@ class LearnerSpec:
     device: str
     timeout_s: float
     temperature: float = 1.0
+    min_tokens: int = 0
     transport: str = "object_store"
     weights_timeout_s: float = 600.0
     gives_back: bool = False
@@ -121,10 +123,19 @@ class LearnerRole:
             return RewardLearner(_engine(settings, load_reward_model, device), trains, update)
         engine = _engine(settings, load_policy, device)
         if isinstance(trains, Method):
-            return PolicyLearner(engine, trains, update)
+            return PolicyLearner(engine, trains, update, self._barred(settings))
         if isinstance(trains, PreferenceSettings):
-            return PreferenceLearner(engine, trains, update, self._spec.temperature)
+            return PreferenceLearner(engine, trains, update, self._spec.temperature, self._barred(settings))
         return SupervisedLearner(engine, update)
+
+    def _barred(self, settings: LearnerSettings) -> Barred | None:
+        """What engines bar while a response is shorter than asked for: their end tokens."""
+        from actors.engines.limits import end_tokens
+        from actors.models.forward import Barred
+
+        if not self._spec.min_tokens:
+            return None
+        return Barred(end_tokens(settings.model.path), self._spec.min_tokens)
 
     def _build_critic(self, settings: LearnerSettings, device: torch.device) -> CriticLearner:
         from learners.critic import CriticLearner
@@ -145,6 +156,7 @@ class LearnerRole:
             max_tokens=settings.update.micro_batch_tokens,
             device=self._spec.device,
             trust_remote_code=settings.model.trust_remote_code,
+            barred=self._barred(settings),
         )
 
     # --- one step ---

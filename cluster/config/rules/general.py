@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.problem import Problem
-from cluster.config.resolve import correction_kind, optimizer_steps, resolve_preset
+from cluster.config.resolve import optimizer_steps, resolve_preset
 from cluster.config.rules.lora import lora_problems
 from cluster.config.rules.method import method_problems
 from cluster.config.rules.offline import offline_problems, online_pair_problems
 from cluster.config.rules.recovery import recovery_problems
 from cluster.config.rules.reward import reward_problems
 from cluster.config.rules.rollout import rollout_problems
+from cluster.config.rules.sampling import sampling_problems
 from cluster.config.rules.schedule import schedule_problems
 from cluster.config.schema import Config, Data, Optimizer, ReasoningGym, Zero
 from cluster.config.sections.algorithm import Resample
@@ -28,7 +29,15 @@ def cross_section_problems(config: Config) -> list[Problem]:
     policy_gradient = (_advantage, _loss, _kl, _correction)
     kind = (online_pair_problems,) if config.algorithm.name == "online_dpo" else policy_gradient
     own = (
-        (reward_problems, *kind, _sampling, rollout_problems, schedule_problems, transport_problems, _minibatches)
+        (
+            reward_problems,
+            *kind,
+            sampling_problems,
+            rollout_problems,
+            schedule_problems,
+            transport_problems,
+            _minibatches,
+        )
         if config.algorithm.online
         else (offline_problems,)
     )
@@ -157,34 +166,6 @@ def _correction(config: Config) -> Iterator[Problem]:
         yield Problem(
             "algorithm.correction.floor",
             f"must lie below algorithm.correction.cap ({correction.cap:g}), got {correction.floor:g}",
-        )
-
-
-def _sampling(config: Config) -> Iterator[Problem]:
-    path, sampling = "rollout.sampling", config.rollout.sampling
-    if sampling.max_tokens >= config.model.max_length:
-        yield Problem(
-            f"{path}.max_tokens",
-            f"leaves no room for a prompt in model.max_length ({config.model.max_length}), got {sampling.max_tokens}",
-        )
-    if sampling.min_tokens > sampling.max_tokens:
-        yield Problem(
-            f"{path}.min_tokens", f"must be at most max_tokens ({sampling.max_tokens}), got {sampling.min_tokens}"
-        )
-    if sampling.stop and sampling.min_tokens == sampling.max_tokens:
-        yield Problem(
-            f"{path}.stop",
-            f"min_tokens equals max_tokens ({sampling.max_tokens}), so no stop string acts; lower min_tokens",
-        )
-    if "" in sampling.stop:
-        yield Problem(f"{path}.stop", "an empty stop string would end every response at once; remove it")
-    cut = [f"top_p {sampling.top_p:g}"] if sampling.top_p < 1.0 else []
-    cut += [f"top_k {sampling.top_k}"] if sampling.top_k > 0 else []
-    if cut and correction_kind(config) == "none":
-        yield Problem(
-            path,
-            f"{' and '.join(cut)} renormalise over tokens that the learner cannot see, so its log-probs would be of "
-            "another distribution; use top_p 1 and top_k 0, or set algorithm.correction.kind",
         )
 
 

@@ -1,6 +1,6 @@
 """Rules of `rollout`: what its engines can do, and what a GPU that they share with a learner allows.
 
-In: a Config of a method that makes its own samples. Out: Problems. Left out: sampling (general.py), schedules
+In: a Config of a method that makes its own samples. Out: Problems. Left out: sampling (sampling.py), schedules
 (schedule.py), the transport of weights (cluster/config/transport.py).
 """
 

@@ -91,7 +91,7 @@ def _build(learner: LearnerGroup, timeout_s: float) -> Future[list[dict[str, flo
 
 def learner_spec(config: Config, model_path: Path, placement: Placement, transport: str) -> LearnerSpec:
     """What the learner group of an online run trains."""
-    total = resolve.optimizer_steps(config, config.steps)
+    sampling, total = resolve.sampling_settings(config), resolve.optimizer_steps(config, config.steps)
     critic = None
     if config.critic is not None:
         own = config.critic.path
@@ -103,7 +103,8 @@ def learner_spec(config: Config, model_path: Path, placement: Placement, transpo
         reference_path=str(model_path) if resolve.needs_reference(config) else None,
         device=placement.device,
         timeout_s=config.learner.update_timeout_s,
-        temperature=resolve.sampling_settings(config).temperature,
+        temperature=sampling.temperature,
+        min_tokens=sampling.min_tokens,
         transport=transport,
         weights_timeout_s=config.weights.timeout_s,
         gives_back=config.rollout.sleep_level > 0,

@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 
 from actors.engines.interface import EngineSettings, Request, RolloutEngine
+from actors.engines.limits import end_tokens
+from actors.models.forward import Barred, score_tokens
 from actors.types import FinishReason
+from learners.engines.models import load_policy
+from learners.engines.settings import ModelSettings
+from tests.fixtures.columns import CPU, batch_of, sample
 from tests.fixtures.engines import ENGINES, start_engine
 from tests.fixtures.tiny_model import make_tiny_model, make_tiny_tokenizer
 
@@ -215,6 +220,23 @@ def test_ignore_eos_goes_on_past_it(engine):
 def test_min_tokens_keeps_eos_away_until_then(engine):
     made = run(engine, [request(i, max_tokens=12, min_tokens=10) for i in range(32)])
     assert all(EOS not in m.tokens[:10] and len(m.tokens) > 10 for m in made.values())
+
+
+def test_log_probs_under_a_least_length_are_those_of_a_model_whose_end_tokens_are_barred_until_then(engine, model_path):
+    asked = [request(i, max_tokens=12, min_tokens=10, temperature=0.8) for i in range(8)]
+    made = run(engine, asked)
+    samples = [
+        sample(i, 0, r.prompt_tokens, made[r.id].tokens, logprobs=made[r.id].logprobs) for i, r in enumerate(asked)
+    ]
+    model = load_policy(ModelSettings(str(model_path), dtype="float32"))
+
+    def gap(barred):
+        batch = batch_of(*samples)
+        slots, found = score_tokens(model, batch, range(8), max_tokens=99, temperature=0.8, device=CPU, barred=barred)
+        return np.abs(found - batch.logprobs[slots]).max()
+
+    assert gap(Barred(end_tokens(str(model_path)), 10)) < 1e-4
+    assert gap(None) > 1e-3
 
 
 def test_length_is_bounded_by_max_tokens_and_by_the_window(engine):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actors.engines.probe import Mismatch, mismatch, worth_recording
-from actors.models.forward import CHUNK, _LogProbs, score_tokens, to_tensors, token_logprobs
+from actors.models.forward import CHUNK, Barred, _LogProbs, score_tokens, to_tensors, token_logprobs
 from actors.models.packing import fill, lay_out, micro_batches, plant
 from actors.models.reference import ReferenceScorer
 from learners.engines.models import load_critic, load_policy
@@ -139,6 +139,59 @@ def test_the_hand_written_backward_is_autograds_across_chunk_boundaries(n, tempe
         g_lp.double(),
     )[1]
     assert (only_lp.grad - table_grad).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("n", [1, CHUNK + 1, 2 * CHUNK + 22])
+def test_barred_tokens_have_no_part_in_log_probs_entropies_and_gradients(n):
+    generator = torch.Generator().manual_seed(n)
+    logits = 3.0 * torch.randn(n, 37, generator=generator)
+    early = torch.rand(n, generator=generator) < 0.5
+    targets = torch.randint(3, 37, (n,), generator=generator)
+    g_lp, g_h = torch.randn(n, generator=generator), torch.randn(n, generator=generator)
+
+    reference = logits.double().requires_grad_()
+    kept = torch.ones(n, 37, dtype=torch.bool)
+    kept[:, [0, 2]] = ~early[:, None]
+    p = torch.where(kept, (reference / 0.7).exp(), 0.0)
+    p = p / p.sum(-1, keepdim=True)
+    lp = p.gather(1, targets[:, None])[:, 0].log()
+    entropy = -torch.where(kept, p * torch.where(kept, p, 1.0).log(), 0.0).sum(-1)
+    (lp * g_lp + entropy * g_h).sum().backward()
+
+    mine = logits.clone().requires_grad_()
+    found_lp, found_entropy = _LogProbs.apply(mine, targets, 1.0 / 0.7, ([0, 2], early))
+    (found_lp * g_lp + found_entropy * g_h).sum().backward()
+    assert (found_lp - lp).abs().max() < 1e-5 and (found_entropy - entropy).abs().max() < 1e-5
+    assert (mine.grad - reference.grad).abs().max() < 1e-5
+    assert (mine.grad[early][:, [0, 2]] == 0.0).all()
+
+
+def test_a_token_is_early_by_its_place_in_its_own_response(model):
+    barred = Barred((4, 5, 6), 2)
+    with torch.no_grad():
+        plain = model_table(model, BATCH, 0.8)
+        for micro in micro_batches(BATCH, ROWS, 1000):
+            lp, _ = token_logprobs(model, to_tensors(micro, CPU), 0.8, barred)
+            for at, slot in enumerate(micro.slots):
+                row = int(np.searchsorted(BATCH.offsets, slot, side="right")) - 1
+                table = plain[slot].clone()
+                if slot - BATCH.offsets[row] < 2:
+                    table[[4, 5, 6]] = -torch.inf
+                wanted = torch.log_softmax(table, -1)[int(BATCH.token_ids[slot])]
+                if torch.isfinite(wanted):
+                    assert lp[at].item() == pytest.approx(wanted.item(), abs=1e-5)
+                else:
+                    assert lp[at] < -1e20, "a barred token was never drawn"
+
+
+def model_table(model, batch, temperature):
+    """[T, V] scaled logits that decide each response token, each row alone."""
+    rows = []
+    for row in range(len(batch)):
+        prompt, response = batch.prompt_of(row), batch.response_of(row)
+        ids = torch.tensor(np.concatenate([prompt, response]).astype(np.int64))[None]
+        rows.append(model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].double() / temperature)
+    return torch.cat(rows)
 
 
 def test_two_even_logits_have_logprob_minus_log_two_entropy_log_two_and_gradient_half():
