@@ -119,7 +119,7 @@ class _LogProbs(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad_logprobs: torch.Tensor, grad_entropies: torch.Tensor
-    ) -> tuple[torch.Tensor, None, None]:
+    ) -> tuple[torch.Tensor, None, None, None]:
         logits, targets, lse, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
         with_entropy = bool((grad_entropies != 0).any())

@@ -69,21 +69,7 @@ OPEN_TO_ALL = {"cluster": "errors.py"}
 """A package's file that each of its rooms may import."""
 
 MOST_ENTRIES = 14
-"""Of a folder, __init__.py apart. The checkout's top and a package's hold at most so many files and at most so many
-rooms."""
+"""Of a folder, __init__.py apart. The checkout's top and a package's hold at most so many files and at most so many rooms."""
 
 ANY_NUMBER = {"cluster/commands", "deploy/recipes", "deploy/recipes/gpu", "tests"}
 """A file a verb; recipes; tests of a room, wherever they lie."""
-
-BY_CONVENTION = {
-    ".gitignore",
-    ".pre-commit-config.yaml",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "LICENSE",
-    "Makefile",
-    "README.md",
-    "mkdocs.yml",
-    "pyproject.toml",
-}
-"""Files that people and programs look for by name at a checkout's top: nobody has to learn them; none is counted."""
