@@ -20,7 +20,7 @@ from actors.models.pretrained import resolve_model
 from actors.response_mask import row_sums
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
-from cluster.config.placement import plan
+from cluster.config.placement import plan, shortage
 from cluster.errors import UserError
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
@@ -54,7 +54,10 @@ def _responses(config: Config, path: Path) -> Answers:
     from cluster.config.placement import logical_cpus
 
     with Cluster(config.ray.address, logical_cpus(config)) as cluster:
-        placement = plan(config, os.cpu_count() or 1, cluster.resources()[1])
+        gpus = cluster.resources()[1]
+        placement = plan(config, os.cpu_count() or 1, gpus, training=False)
+        if (lacking := shortage(placement, gpus)) is not None:
+            raise UserError(lacking)
         rollout = config.rollout
         pool = start_pool(config, placement, path)
         spec = scorer_spec(config, path, reward_specs(config), Path.cwd())

@@ -92,6 +92,9 @@ def run(
                 _cluster(config, directory) as cluster,
             ):
                 placement = _placement(config, cluster)
+                if placement.shared is not None:
+                    events.write("placement", placement.shared)
+                    console.event(placement.shared)
                 console.start(_header(config, placement, step_of(commit)))
                 opened = Run(config, directory, open_metrics(commit, resume), events, console, model_path)
                 # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.

@@ -40,6 +40,9 @@ class EngineSettings:
     max_num_seqs: int = 64
     kv_cache_bytes: int = 1 << 30
     gpu_memory_utilization: float = 0.85
+    gpu_cache_bytes: int | None = None
+    """The cache on a GPU that a learner is on too. None: what `gpu_memory_utilization` leaves of it, which the engine
+    measures when it starts, what others take meanwhile included."""
     tensor_parallel: int = 1
     enforce_eager: bool = True
     seed: int = 0

@@ -23,7 +23,7 @@ def gpu_splits(gpus: int, config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(workers, ranks) that so many GPUs divide into: a worker takes as many as the run's did, a rank one. UserError
     for none."""
     worker, rank = config["rollout"]["tensor_parallel"], config["learner"]["gpus_per_rank"]
-    if 0 < rank < 1:
+    if rank is not None and 0 < rank < 1:
         raise UserError(
             f"a rank shares its GPU with a worker in this run (learner.gpus_per_rank {rank:g}), so there is nothing to "
             "split; give --workers"

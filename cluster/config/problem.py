@@ -14,3 +14,8 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
+
+
+def got(value: float | None) -> str:
+    """A number that was given, in a sentence."""
+    return "none" if value is None else f"{value:g}"

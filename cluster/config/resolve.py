@@ -20,6 +20,9 @@ from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSett
 from learners.methods.method import LearnerSettings, Method, SupervisedSettings, Training, UpdateSettings
 from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset, RewardModelSettings
 
+OWN_GPU = 0.85
+"""Share of the memory of a GPU that an engine has for itself."""
+
 
 def resolve_preset(config: Config) -> Preset:
     """The algorithm's preset with the config's overrides. ValueError as the presets' own checks say it."""
@@ -150,13 +153,19 @@ def engine_settings(config: Config, model_path: str) -> EngineSettings:
         max_model_len=config.model.max_length,
         max_num_seqs=r.max_num_seqs,
         kv_cache_bytes=int(r.kv_cache_gb * (1 << 30)),
-        gpu_memory_utilization=r.gpu_memory_utilization,
+        gpu_memory_utilization=gpu_memory_utilization(config),
         tensor_parallel=r.tensor_parallel,
         enforce_eager=r.enforce_eager,
         seed=config.seed,
         sleep_level=r.sleep_level,
         lora=lora_settings(config),
     )
+
+
+def gpu_memory_utilization(config: Config) -> float:
+    """The share of its memory that an engine takes of a GPU of its own."""
+    given = config.rollout.gpu_memory_utilization
+    return OWN_GPU if given is None else given
 
 
 def saves_later(config: Config, device: str) -> bool:

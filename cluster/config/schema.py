@@ -114,7 +114,9 @@ class Rollout(Section):
     max_num_seqs: Count = 64
     kv_cache_gb: Positive = 1.0
     """On CPU. On a GPU the engine takes `gpu_memory_utilization` of it."""
-    gpu_memory_utilization: float = Field(default=0.85, gt=0.0, lt=1.0)
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of a GPU's memory. Default: 0.85 of one of its own; of one that it shares with the learner what the memory
+    plan leaves, as far as its sequences can fill it."""
     enforce_eager: bool = True
     sleep_level: Literal[0, 1, 2] = 0
     """What engines give up while a learner on their GPU works: 1 the cache, with the weights moved to host memory; 2
@@ -158,8 +160,9 @@ class Learner(Section):
 
     backend: Literal["deepspeed", "torch"] = "deepspeed"
     ranks: Count = 1
-    gpus_per_rank: NonNegative = 1.0
-    """Share of a GPU a rank takes where there are GPUs; below 1 it shares with a rollout worker."""
+    gpus_per_rank: NonNegative | None = None
+    """Share of a GPU a rank takes where there are GPUs; below 1 it shares with a rollout worker. Default: a whole one,
+    and where there are too few of them a share."""
     zero: Zero = Zero()
     optimizer: Optimizer = Optimizer()
     minibatches: Count = 1

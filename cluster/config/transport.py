@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.problem import Problem
+from cluster.config.placement import told_share
+from cluster.config.problem import Problem, got
 from cluster.config.schema import Config
 
 
@@ -47,21 +48,22 @@ def transport_problems(config: Config) -> Iterator[Problem]:
             f"an engine over {config.rollout.tensor_parallel} devices takes weights in one process only, got {name}; "
             "use object_store",
         )
-    if name == "collective" and 0 < config.learner.gpus_per_rank < 1:
+    share = told_share(config)
+    if name == "collective" and share is not None:
         yield Problem(
             path,
-            "NCCL takes a GPU for each end and learner.gpus_per_rank "
-            f"{config.learner.gpus_per_rank:g} lets them share one; use cuda_ipc or object_store, got collective",
+            f"NCCL takes a GPU for each end and learner.gpus_per_rank {share:g} lets them share one; use cuda_ipc or "
+            "object_store, got collective",
         )
     if name != "cuda_ipc":
         return
     if config.learner.ranks > 1:
         yield Problem(path, f"cuda_ipc is for one rank and one engine on one GPU, got {config.learner.ranks} ranks")
-    if not 0 < config.learner.gpus_per_rank < 1:
+    if share is None:
         yield Problem(
             path,
             "cuda_ipc needs learner and engine on one GPU; set learner.gpus_per_rank below 1 or use object_store, got "
-            f"gpus_per_rank {config.learner.gpus_per_rank:g}",
+            f"gpus_per_rank {got(config.learner.gpus_per_rank)}",
         )
     if config.rollout.workers > 1 or config.rollout.autoscale is not None:
         yield Problem(path, f"cuda_ipc serves the one worker beside the learner, got {config.rollout.workers} workers")

@@ -34,12 +34,14 @@ from cluster.inspect.fit import cache_problems, disk_problems, memory_problems
 from cluster.inspect.machine import GIB, Machine, this_machine, unreachable_reason
 from cluster.inspect.memory import MemoryPlan, gpu_bytes_needed, plan_memory
 from cluster.inspect.model import FoundModel, ModelFacts, facts_of, find_model
+from cluster.inspect.split import Split, divide
 
 
 @dataclass(slots=True)
 class Examination:
-    """wrong and cannot_run are Problems; notes are sentences. What could not be found out stays None. device: where
-    the plan runs; gpus_needed, gpu_bytes: what the same plan asks of GPUs."""
+    """wrong and cannot_run are Problems; notes are sentences. What could not be found out stays None. gpus_needed,
+    gpu_bytes: what the plan asks of GPUs, of as many as there are where those are shared. split: how learner and engine
+    divide one here."""
 
     config: Config
     machine: Machine
@@ -50,6 +52,7 @@ class Examination:
     facts: ModelFacts | None = None
     placement: Placement | None = None
     memory: MemoryPlan | None = None
+    split: Split | None = None
     gpus_needed: float = 0.0
     gpu_bytes: int | None = None
     tokenizer: Any = None
@@ -157,9 +160,10 @@ def _plan(found: Examination, run_dir: Path | None) -> None:
     if unreachable:
         found.cannot_run.append(Problem("ray.address", unreachable))
     everywhere = plan(config, machine.cpus, float("inf"))
-    found.gpus_needed = everywhere.gpus
     # On a cluster its own nodes count, not this one: the plan is for its GPUs.
     found.placement = plan(config, machine.cpus, float(len(machine.gpus))) if here else everywhere
+    asked = everywhere if found.placement.shared is None else found.placement
+    found.gpus_needed = asked.gpus
     if here and (lacking := shortage(found.placement, len(machine.gpus))):
         found.cannot_run.append(Problem("placement", lacking))
     if here and (lacking := hardware_lacks(config, found.placement.device)):
@@ -169,7 +173,9 @@ def _plan(found: Examination, run_dir: Path | None) -> None:
         found.notes.append(f"model.path: nothing tells how large {config.model.path} is, so memory is not planned")
         return
     found.memory = plan_memory(config, found.facts, critic, rewards, found.placement)
-    found.gpu_bytes = gpu_bytes_needed(config, plan_memory(config, found.facts, critic, rewards, everywhere))
+    found.gpu_bytes = gpu_bytes_needed(config, plan_memory(config, found.facts, critic, rewards, asked))
+    if here and found.placement.colocated:
+        found.split = divide(config, found.facts, found.memory, min(machine.gpus))
     if here:
         found.cannot_run += memory_problems(config, machine, found.memory, found.gpu_bytes)
         if not machine.gpus and machine.available < found.memory.total <= machine.memory:

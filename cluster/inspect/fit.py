@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.config import Config, Problem
 from cluster.inspect.machine import GIB, Machine, existing_parent
-from cluster.inspect.memory import MemoryPlan, checkpoint_bytes, kv_bytes_per_token
+from cluster.inspect.memory import HOST_PARTS, MemoryPlan, checkpoint_bytes, gpu_bytes_needed, kv_bytes_per_token
 from cluster.inspect.model import ModelFacts
 
 ADVICE = {
@@ -21,23 +21,49 @@ ADVICE = {
     "logits": "lower learner.micro_batch_tokens",
     "kv cache": "lower rollout.kv_cache_gb",
 }
+TAKES_TURNS = ("synchronous", "partial")
+"""Schedules whose engines rest while the learner works."""
 
 
 def memory_problems(config: Config, machine: Machine, memory: MemoryPlan, gpu_bytes: int) -> Iterator[Problem]:
     """Whether everything fits into this machine's memory, or each process into its GPU."""
     if machine.gpus:
         needed, has, what = gpu_bytes, min(machine.gpus), "a GPU needs about {} GB and the smallest here has {} GB"
+        if memory.colocated:
+            what = f"{what}, for learner and engine share it"
     else:
         needed, has, what = memory.total, machine.memory, "the plan needs about {} GB and this machine has {} GB"
     if needed > has:
-        yield Problem("memory", f"{what.format(_gb(needed), _gb(has))}; {_relief(config, memory)}")
+        relief = _in_turns(config, memory, has) or _relief(config, memory, bool(machine.gpus))
+        yield Problem("memory", f"{what.format(_gb(needed), _gb(has))}; {relief}")
 
 
-def _relief(config: Config, memory: MemoryPlan) -> str:
-    """What to change, by what takes most."""
-    sizes = [(role.role, part, size * role.count) for role in memory.roles for part, size in role.parts.items()]
+def _in_turns(config: Config, memory: MemoryPlan, has: int) -> str | None:
+    """Whether what is too much for a GPU that learner and engine share fits where its engine sleeps while the learner
+    works, and how to say so."""
+    if not memory.colocated or config.rollout.sleep_level or config.rollout.schedule.kind not in TAKES_TURNS:
+        return None
+    asleep = config.model_copy(update={"rollout": config.rollout.model_copy(update={"sleep_level": 1})})
+    needed = gpu_bytes_needed(asleep, memory)
+    if needed > has:
+        return None
+    turns = "set learner.gpus_per_rank to 0.5 and rollout.sleep_level to 1, so that they take turns"
+    return f"{turns} on about {_gb(needed)} GB"
+
+
+def _relief(config: Config, memory: MemoryPlan, on_gpu: bool) -> str:
+    """What to change, by what takes most: of a machine, or of one process's GPU."""
+    sizes = [
+        (role.role, part, size if on_gpu else size * role.count)
+        for role in memory.roles
+        for part, size in role.parts.items()
+        if not (on_gpu and part in HOST_PARTS) and not (on_gpu and role.role == "scorer")
+    ]
     name, part, size = max(sizes, key=lambda entry: entry[2])
     shards = "raise learner.zero.stage and learner.ranks, or " if config.learner.zero.stage < 3 else ""
+    if on_gpu and part == "optimiser":
+        keys = "learner.zero and critic.zero" if config.critic is not None else "learner.zero"
+        shards = f"move it to host memory ({keys}: {{stage: 1, offload_optimizer: cpu}}), {shards or 'or '}"
     fix = ADVICE.get(part, f"{shards}take a smaller model")
     return f"most of it is the {name}'s {part} ({_gb(size)} GB): {fix}"
 

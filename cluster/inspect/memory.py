@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config.placement import Placement
-from cluster.config.resolve import needs_reference, own_critic, saves_later
+from cluster.config.resolve import gpu_memory_utilization, needs_reference, own_critic, saves_later
 from cluster.config.schema import Config, Zero
 from cluster.inspect.model import ModelFacts
 
@@ -19,6 +19,12 @@ BYTES = {"bfloat16": 2, "float32": 4}
 RUNTIME = {"learner": 600 << 20, "rollout": 900 << 20, "scorer": 400 << 20}
 """Resident bytes of a process with its imports, before any model (learner: torch, DeepSpeed; rollout: vLLM)."""
 GPU_CONTEXT = 600 << 20
+WORK_SPACE = 3 << 29
+"""Of an engine on each of its GPUs: activations of its largest batch, what the sampler sorts, captured graphs."""
+SLACK = 0.05
+"""Share of a GPU that is left free where the plan divides it between learner and engine: for what is estimated here."""
+CACHE_BLOCK = 16
+"""Tokens of a block of an engine's cache on a GPU."""
 DRIVER = 1 << 30
 """Driver, supervisor and Ray's own processes on the head node."""
 LAST_VERSION = "last version"
@@ -51,10 +57,11 @@ class RoleMemory:
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """shared: bytes in the object store: two versions of what is published, of which one is being replaced; one more
-    where changes travel, which may be as large."""
+    where changes travel, which may be as large. colocated: a learner rank and an engine are on one GPU."""
 
     roles: tuple[RoleMemory, ...]
     shared: int
+    colocated: bool = False
 
     @property
     def total(self) -> int:
@@ -80,7 +87,7 @@ def plan_memory(
         parts = {"runtime": RUNTIME["scorer"], **({"reward models": models} if models else {})}
         roles.append(RoleMemory("scorer", config.reward.processes, parts, all(reward_models)))
     versions = 3 if config.weights.transport == "sparse_delta" else 2
-    return MemoryPlan(tuple(roles), versions * tuned_parameters(config, policy) * element)
+    return MemoryPlan(tuple(roles), versions * tuned_parameters(config, policy) * element, placement.colocated)
 
 
 def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None, saves_later: bool) -> RoleMemory:
@@ -171,8 +178,15 @@ def kv_bytes_per_token(facts: ModelFacts, dtype: str) -> int:
     return 2 * facts.layers * facts.kv_heads * facts.head_dim * BYTES[dtype]
 
 
+def sequence_bytes(config: Config, facts: ModelFacts) -> int:
+    """The cache of one sequence of the whole window on a GPU, in whole blocks: it may have one token more, and one
+    block is the engine's own."""
+    blocks = config.model.max_length // CACHE_BLOCK + 2
+    return blocks * CACHE_BLOCK * kv_bytes_per_token(facts, config.model.dtype)
+
+
 def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
-    """One worker, all of its devices together. On a GPU its cache takes what gpu_memory_utilization leaves; here it
+    """One worker, all of its devices together. On a GPU its cache takes what is left of the engine's part; here it
     counts as what one sequence of the whole window takes, the least that runs."""
     rollout, element = config.rollout, BYTES[config.model.dtype]
     adapter = tuned_parameters(config, facts) if config.model.lora is not None else 0
@@ -180,7 +194,7 @@ def _rollout(config: Config, facts: ModelFacts, device: str) -> RoleMemory:
     if device == "cpu":
         parts["kv cache"] = int(rollout.kv_cache_gb * (1 << 30))
     elif facts.layers:
-        parts["kv cache"] = config.model.max_length * kv_bytes_per_token(facts, config.model.dtype)
+        parts["kv cache"] = sequence_bytes(config, facts)
     if facts.layers:
         parts["logits"] = rollout.max_num_seqs * facts.vocabulary * 4
     parts |= _transport(config, facts, element, copies_on_device=0)
@@ -200,18 +214,26 @@ def _transport(config: Config, policy: ModelFacts, element: int, copies_on_devic
 
 
 def gpu_bytes_needed(config: Config, plan: MemoryPlan) -> int:
-    """The least memory of each GPU for this plan; a GPU that learner and rollout share is divided by
-    rollout.gpu_memory_utilization, or by turns where engines sleep."""
+    """The least memory of each GPU for this plan. One that learner and engine share is divided as
+    rollout.gpu_memory_utilization says, or as they need; where engines sleep they take turns."""
     learner = plan.role("learner").on_device + GPU_CONTEXT
     if not config.algorithm.online:
         return learner
-    use, parallel = config.rollout.gpu_memory_utilization, config.rollout.tensor_parallel
-    rollout = (plan.role("rollout").on_device // parallel + GPU_CONTEXT) / use
-    shares = 0 < config.learner.gpus_per_rank < 1 and parallel == 1
-    if shares and config.rollout.sleep_level:
-        working = sum(plan.role("learner").parts.get(part, 0) for part in UPDATE_PARTS)
-        return round(max(learner + GPU_CONTEXT, (learner - working) / (1 - use), rollout))
-    return round(max(learner / (1 - use) if shares else learner, rollout))
+    use = config.rollout.gpu_memory_utilization
+    engine = plan.role("rollout").on_device // config.rollout.tensor_parallel + GPU_CONTEXT + WORK_SPACE
+    if not plan.colocated:
+        return round(max(learner, engine / gpu_memory_utilization(config)))
+    beside, turn = learner_beside_engine(config, plan), learner + GPU_CONTEXT * bool(config.rollout.sleep_level)
+    if use is None:
+        return round(max(beside + engine, turn) / (1 - SLACK))
+    return round(max(turn, beside / (1 - use), engine / use))
+
+
+def learner_beside_engine(config: Config, plan: MemoryPlan) -> int:
+    """Bytes that a rank keeps on its GPU while an engine there works. Engines that sleep work between two updates."""
+    parts = plan.role("learner").parts
+    given_back = sum(parts.get(part, 0) for part in UPDATE_PARTS) if config.rollout.sleep_level else 0
+    return plan.role("learner").on_device + GPU_CONTEXT - given_back
 
 
 def checkpoint_bytes(config: Config, policy: ModelFacts, critic: ModelFacts | None) -> int:

@@ -28,8 +28,12 @@ def print_report(found: Examination, console: Console) -> None:
     _print_model(found, console)
     if found.placement is not None:
         console.print(_placement_table(found.placement))
+        if found.placement.shared is not None:
+            console.print(f"placement: {found.placement.shared}", soft_wrap=True)
         if found.memory is not None and found.gpu_bytes is not None:  # both, or neither
             console.print(_memory_table(found.placement, found.memory, found.gpu_bytes, found.gpus_needed))
+        if found.split is not None:
+            console.print(f"memory: {found.split}", soft_wrap=True)
     if found.data is not None:
         _print_data(found.data, console)
     if found.rewards is not None:
@@ -67,7 +71,7 @@ def _memory_table(placement: Placement, memory: MemoryPlan, gpu_bytes: int, gpus
     """Gigabytes of one process by part, and of all processes."""
     known = all(role.known for role in memory.roles)
     needs = f"about {memory.total / GIB:.1f} GB in all" if placement.device == "cpu" else ""
-    per_gpu = f"about {gpu_bytes / GIB:.1f} GB of each of {gpus:g} GPUs"
+    per_gpu = f"about {gpu_bytes / GIB:.1f} GB of {'one GPU' if gpus == 1 else f'each of {gpus:g} GPUs'}"
     more = "" if known else "; by the name alone: activations, logits and cache are not in it"
     table = Table(title=f"memory, GB: {needs or per_gpu}{more}", title_justify="left")
     for heading in ("role", "one process holds", "one", "all"):

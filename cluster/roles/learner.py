@@ -43,8 +43,8 @@ class LearnerSpec:
     absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
     has one (reference_path None). temperature, min_tokens: of sampling: training divides logits and bars end tokens
     likewise. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
-    gives_back: engines that sleep wait for the GPU memory that torch keeps for the next update. saves_later:
-    checkpoints are written beside training, from a copy."""
+    gives_back: engines on its GPU wait for the memory that torch keeps for the next update. saves_later: checkpoints
+    are written beside training, from a copy."""
 
     trains: Training
     policy: LearnerSettings | None
@@ -109,6 +109,7 @@ class LearnerRole:
                 self._reference = self._build_reference(spec.reference_path, spec.policy)
         if spec.critic is not None:
             self._critic = self._build_critic(spec.critic, device)
+        self._give_back()
         return {"import_s": imported - start, "build_s": time.monotonic() - imported}
 
     def _build_policy(self, settings: LearnerSettings, device: torch.device) -> LearnerBase:
@@ -169,12 +170,14 @@ class LearnerRole:
 
     def policy_logprobs(self, temperature: float | None, *chunks: SampleBatch) -> TokenColumn:
         found = self.policy.logprobs(SampleBatch.concat(chunks), temperature)
+        self._give_back()  # a publish begins with this call, and the engines work next
+        return found
+
+    def _give_back(self) -> None:
         if self._spec.gives_back:
             import torch
 
-            # A publish begins with this call, and wakes the engines next.
             torch.cuda.empty_cache()
-        return found
 
     def values(self, *chunks: SampleBatch) -> TokenColumn:
         return self.critic.values(SampleBatch.concat(chunks))

@@ -1,5 +1,6 @@
 """Every recipe loads, is planned here, and says the truth about itself: where it runs is the line `# Runs on:`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from cluster.config import Pipeline, load_config, load_run
 from cluster.config.loading.pipeline import with_models
 from cluster.config.placement import plan, shortage
 from cluster.config.resolve import resolve_preset
-from cluster.inspect.machine import GIB
+from cluster.inspect.fit import memory_problems
+from cluster.inspect.machine import GIB, Machine
 from cluster.inspect.memory import gpu_bytes_needed, plan_memory
 from cluster.inspect.model import ModelFacts, facts_by_config
+from cluster.inspect.split import divide
 
 FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "recipes"
 FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
@@ -123,7 +126,8 @@ def test_it_runs_where_it_says(name):
     assert said["gpu"] / 3 < gpu_bytes_needed(config, memory) / GIB <= said["gpu"] * 0.95
     assert shortage(plan(config, 64, said["gpus"]), said["gpus"]) is None
     fewer = said["gpus"] - 1
-    assert fewer == 0 or shortage(plan(config, 64, fewer), fewer) is not None
+    less = plan(config, 64, fewer)
+    assert fewer == 0 or less.shared is not None or shortage(less, fewer) is not None
 
 
 @pytest.mark.parametrize("name", sorted(PROMISED))
@@ -204,3 +208,62 @@ def test_the_reward_model_recipe_is_scored_by_a_model_alone_under_an_adaptive_le
     assert list(config.reward.models) == ["preference"]
     assert config.algorithm.kl.target == 6.0
     assert config.model.max_length - config.rollout.sampling.max_tokens == 1024
+
+
+GPUS = [(1, 24), (1, 80), (2, 80), (4, 80), (8, 80)]
+"""(how many there are, GB of each)."""
+SETTING = re.compile(r"[\w.]+ to \w+")
+RUNS = {name: load_config(path) for name, path in RECIPES.items()} | {
+    name: with_models(stage.config, PIPELINES[pipeline].base) for name, (pipeline, stage) in STAGES.items()
+}
+
+
+def lacks(config, gpus: int, gb: int) -> list[str]:
+    """What keeps it from running on so many GPUs, as `check` says it."""
+    config, placement, memory = planned_run(config, gpus)
+    if (lacking := shortage(placement, gpus)) is not None:
+        return [lacking]
+    assert placement.gpus <= gpus
+    machine = Machine(64, 512 * GIB, 512 * GIB, (gb * GIB,) * gpus)
+    found = memory_problems(config, machine, memory, gpu_bytes_needed(config, memory))
+    problems = [problem.message for problem in found]
+    if placement.colocated:
+        split = divide(config, facts(config.model.path), memory, gb * GIB)
+        assert (split is None) == bool(problems)
+        assert split is None or split.learner + split.engine <= gb * GIB
+    return problems
+
+
+@pytest.mark.parametrize(("gpus", "gb"), GPUS)
+@pytest.mark.parametrize("name", RUNS)
+def test_with_any_number_of_gpus_it_runs_or_is_told_what_to_change(name, gpus, gb):
+    """And what is told about the number of processes is enough: then only memory may lack."""
+    given = RUNS[name]
+    for problem in lacks(given, gpus, gb):
+        assert re.search(r"set [a-z]+\.|lower [a-z]+\.|smaller model", problem)
+        if " to share" in problem or "GPU holds" not in problem:
+            continue
+        told = [found.partition(" to ") for found in SETTING.findall(problem.rpartition(": set ")[2])]
+        assert told
+        plain = given.model_dump(mode="json")
+        for key, _, value in told:
+            section, _, field = key.partition(".")
+            plain[section][field] = int(value) if value.isdigit() else value
+        changed = type(given).model_validate_json(json.dumps(plain))
+        assert not any("the plan needs" in left for left in lacks(changed, gpus, gb))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_it_runs_on_one_gpu_as_it_stands_unless_it_wants_several_ranks_or_engines(name):
+    """80 GB hold every recipe of one rank and one engine, those that are written for two GPUs too."""
+    config = RUNS[name]
+    single = config.learner.ranks == 1 and (not config.algorithm.online or config.rollout.workers == 1)
+    assert (lacks(config, 1, 80) == []) == single
+
+
+@pytest.mark.parametrize("name", ["ppo_demo", "grpo_demo", "dpo_demo"])
+@pytest.mark.parametrize("gb", [8, 12, 24, 80, 141])
+def test_the_demos_run_on_one_gpu_of_a_laptop_or_a_server(name, gb):
+    _, placement, _ = planned(name, 1)
+    least = 12 if name == "ppo_demo" else 8
+    assert placement.gpus <= 1 and (lacks(RUNS[name], 1, gb) == []) == (gb >= least)

@@ -248,7 +248,7 @@ def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
         seed=settings.seed,
         max_model_len=settings.max_model_len + 1,
         max_num_seqs=settings.max_num_seqs,
-        kv_cache_memory_bytes=settings.kv_cache_bytes if on_cpu else None,
+        kv_cache_memory_bytes=settings.kv_cache_bytes if on_cpu else settings.gpu_cache_bytes,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         block_size=CPU_BLOCK_TOKENS if on_cpu else None,
         tensor_parallel_size=settings.tensor_parallel,

@@ -180,7 +180,7 @@ def _learner(config: Config) -> Iterator[Problem]:
     zeros = [("learner.zero", learner.zero), *([("critic.zero", critic.zero)] if critic else [])]
     if learner.backend == "torch" and (learner.ranks > 1 or any(zero.stage > 0 for _, zero in zeros)):
         yield Problem("learner.backend", "torch is the plain twin for one rank without ZeRO; use deepspeed")
-    if learner.gpus_per_rank > 1:
+    if learner.gpus_per_rank is not None and learner.gpus_per_rank > 1:
         yield Problem(
             "learner.gpus_per_rank",
             f"a rank runs on one GPU or a part of it: give at most 1, got {learner.gpus_per_rank:g}; add learner.ranks",

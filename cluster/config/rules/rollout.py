@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.config.problem import Problem
+from cluster.config.placement import told_share
+from cluster.config.problem import Problem, got
 from cluster.config.schema import Config
 
 
 def rollout_problems(config: Config) -> Iterator[Problem]:
-    rollout, share = config.rollout, config.learner.gpus_per_rank
+    rollout, share = config.rollout, told_share(config)
     if rollout.engine == "torch" and rollout.tensor_parallel > 1:
         yield Problem(
             "rollout.tensor_parallel",
@@ -21,11 +22,11 @@ def rollout_problems(config: Config) -> Iterator[Problem]:
         )
     if rollout.sleep_level:
         yield from _sleep(config)
-    elif 0 < share < 1 and rollout.gpu_memory_utilization > 1 - share:
+    elif share is not None and (taken := rollout.gpu_memory_utilization or 0.0) > 1 - share:
         yield Problem(
             "rollout.gpu_memory_utilization",
             f"a worker that shares its GPU with a learner rank (learner.gpus_per_rank {share:g}) may take at most "
-            f"{1 - share:g} of its memory, got {rollout.gpu_memory_utilization:g}",
+            f"{1 - share:g} of its memory, got {taken:g}",
         )
 
 
@@ -33,11 +34,11 @@ def _sleep(config: Config) -> Iterator[Problem]:
     level, kind, path = config.rollout.sleep_level, config.rollout.schedule.kind, "rollout.sleep_level"
     if kind in ("one_step_off", "asynchronous"):
         yield Problem(path, f"engines of the {kind} schedule work while the learner does; use synchronous or partial")
-    if not 0 < config.learner.gpus_per_rank < 1:
+    if told_share(config) is None:
         yield Problem(
             path,
             "makes room for a learner on the engine's GPU; set learner.gpus_per_rank below 1 or remove it, got "
-            f"gpus_per_rank {config.learner.gpus_per_rank:g}",
+            f"gpus_per_rank {got(config.learner.gpus_per_rank)}",
         )
     if level == 2 and config.model.lora is not None:
         yield Problem(path, "2 forgets the base model, and only its adapter is published; use 1")

@@ -59,7 +59,8 @@ class OnlineWorkers:
 def start_online_workers(
     run: Run, placement: Placement, reward_specs: Sequence[RewardSpec], base: Path
 ) -> OnlineWorkers:
-    """Ask Ray for every worker; nothing waits. base: the folder that reward files are named from."""
+    """Ask Ray for every worker; nothing waits but engines on the learner's GPUs, which come when it is loaded: they
+    measure what is free, and a rank finds no GPU that two took. base: the folder that reward files are named from."""
     config, news = run.config, News(run)
     transport, why = choose_transport(config, placement.device)
     run.events.write("transport", f"weights go by {transport}: {why}")
@@ -68,6 +69,10 @@ def start_online_workers(
         spec = learner_spec(config, run.model_path, placement, transport)
         learner = LearnerGroup(placement.role("learner"), spec, timeout_s)
         undo.callback(learner.close)
+        built = _build(learner, config.ray.start_timeout_s)
+        if placement.colocated:
+            run.console.phase("loading the learner")
+            built.result()
         rollouts = start_pool(config, placement, run.model_path, news.tell)
         undo.callback(rollouts.close)
         scorers = ScorerPool(
@@ -78,7 +83,7 @@ def start_online_workers(
             news.tell,
         )
         undo.pop_all()
-    return OnlineWorkers(learner, rollouts, scorers, transport, news, _build(learner, config.ray.start_timeout_s))
+    return OnlineWorkers(learner, rollouts, scorers, transport, news, built)
 
 
 def _build(learner: LearnerGroup, timeout_s: float) -> Future[list[dict[str, float]]]:
@@ -107,6 +112,6 @@ def learner_spec(config: Config, model_path: Path, placement: Placement, transpo
         min_tokens=sampling.min_tokens,
         transport=transport,
         weights_timeout_s=config.weights.timeout_s,
-        gives_back=config.rollout.sleep_level > 0,
+        gives_back=placement.colocated,
         saves_later=resolve.saves_later(config, placement.device),
     )

@@ -1,10 +1,12 @@
 """`check` on a tiny model: what is wrong is found before a worker starts; what only this machine lacks is apart."""
 
+import io
 import json
 import shutil
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.commands.check import check, problems, run_directory_note
@@ -12,6 +14,7 @@ from cluster.config import ConfigError, load_config
 from cluster.inspect.examine import examine
 from cluster.inspect.machine import GIB, Machine
 from cluster.inspect.model import count_parameters, facts_by_config, facts_by_name, find_model
+from cluster.inspect.report import print_report
 from cluster.run.directory import RunDirectory
 from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_model
@@ -161,8 +164,61 @@ def test_memory_that_is_only_busy_now_is_a_note(given):
 def test_too_few_gpus_are_this_machine_s_lack(given):
     found = look(given, "learner.ranks=4", machine=Machine(8, 64 * GIB, 64 * GIB, (80 * GIB,)))
     (line,) = lines(found.cannot_run)
-    assert line.startswith("placement: the plan needs 5 GPUs (4 x learner at 1, 1 x rollout at 1) and there are 1; ")
+    assert line.startswith("placement: the plan needs 5 GPUs (4 x learner at 1, 1 x rollout at 1) and there is 1; ")
+    assert line.endswith("; a GPU holds one learner rank and one engine: set learner.ranks to 1")
     assert found.gpus_needed == 5
+
+
+def printed(found):
+    console = Console(record=True, width=200, file=io.StringIO(), highlight=False)
+    print_report(found, console)
+    return console.export_text()
+
+
+def test_with_one_gpu_the_report_says_who_shares_it_and_how_its_memory_is_divided(given):
+    found = look(given, machine=Machine(8, 64 * GIB, 64 * GIB, (80 * GIB,)))
+    assert found.problems == []
+    assert (found.gpus_needed, found.placement.colocated) == (1, True)
+    text = printed(found)
+    assert (
+        "placement: 1 learner rank and 1 engine share 1 GPU: each on a GPU of its own they would take 2, and there is 1"
+        in text
+    )
+    # 64 sequences of 160 tokens (128 and one more, in blocks of 16, and a block) at 512 bytes are 5 MB; the engine's
+    # weights and logits are less than that, and contexts and work space 0.6, 0.6 and 1.5 GB.
+    assert "memory: of a GPU's 80.0 GB the learner takes about 0.6 and the engine 2.1, of which its cache 0.0" in text
+    assert f"memory, GB: about {found.gpu_bytes / GIB:.1f} GB of one GPU" in text
+
+
+@pytest.mark.parametrize("gpus", [(), (80 * GIB, 80 * GIB)])
+def test_where_nothing_is_shared_the_report_says_nothing_of_it(given, gpus):
+    found = look(given, machine=Machine(8, 64 * GIB, 64 * GIB, gpus))
+    text = printed(found)
+    assert found.problems == [] and "placement: " not in text and "memory: " not in text and found.split is None
+    assert found.gpus_needed == 2
+
+
+def test_a_gpu_that_holds_learner_and_engine_in_turns_only_is_told_how(given):
+    """Two layers keep (8 x 128 + 2 x 64 + 4 x 256) x 2 bytes a token, and logits and their gradient are 2 x 100 x 2: of
+    50,000 tokens 0.4 GB, which an engine of 2.1 GB and a learner of 0.6 do not leave of 3 GB, but for a twentieth."""
+    small = Machine(8, 64 * GIB, 64 * GIB, (3 * GIB,))
+    wide = ["learner.micro_batch_tokens=50000"]
+    (line,) = lines(look(given, *wide, machine=small).cannot_run)
+    assert line.startswith("memory: a GPU needs about ")
+    assert (
+        "the smallest here has 3.0 GB, for learner and engine share it; set learner.gpus_per_rank to 0.5 and " in line
+    )
+    turns = [*wide, "learner.gpus_per_rank=0.5", "rollout.sleep_level=1"]
+    assert look(given, *turns, machine=small).problems == []
+    (line,) = lines(look(given, *wide, "rollout.schedule.kind=asynchronous", machine=small).cannot_run)
+    assert line.endswith("lower learner.micro_batch_tokens or set model.gradient_checkpointing")
+
+
+def test_what_waits_in_host_memory_is_not_what_a_gpu_lacks(given):
+    """Beside training, checkpoints are written from a copy of the optimiser's state in host memory."""
+    (line,) = lines(look(given, machine=Machine(8, 64 * GIB, 64 * GIB, (GIB, GIB))).cannot_run)
+    assert "most of it is the rollout's " in line or "most of it is the learner's " in line
+    assert "runtime" not in line and "checkpoint copy" not in line
 
 
 def test_a_critic_deeper_than_the_model_is_wrong(model):

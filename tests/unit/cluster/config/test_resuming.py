@@ -24,6 +24,7 @@ def changed(*overrides: str, text: str = PPO) -> list[str]:
         ("learner.ranks=3",),
         ("learner.max_nonfinite_steps=9", "reward.max_failures=99"),
         ("learner.zero.stage=3", "learner.zero.offload_parameters=cpu", "critic.zero.stage=2"),
+        ("rollout.gpu_memory_utilization=0.4", "rollout.sleep_level=1", "learner.gpus_per_rank=0.5"),
         ("learner.backend=torch", "learner.threads=2", "learner.gpus_per_rank=0.1", "learner.update_timeout_s=60"),
     ],
 )

@@ -207,7 +207,7 @@ def test_a_kl_that_is_only_watched_needs_no_weight():
             "rollout.tensor_parallel: the torch engine runs on one device, got 2; use vllm or 1",
         ),
         (
-            ["learner.gpus_per_rank=0.5"],
+            ["learner.gpus_per_rank=0.5", "rollout.gpu_memory_utilization=0.85"],
             "rollout.gpu_memory_utilization: a worker that shares its GPU with a learner rank (learner.gpus_per_rank "
             "0.5) "
             "may take at most 0.5 of its memory, got 0.85",

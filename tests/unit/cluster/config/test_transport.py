@@ -42,7 +42,7 @@ def test_a_transport_that_is_named_is_taken():
             ["weights.transport=cuda_ipc"],
             [
                 "weights.transport: cuda_ipc needs learner and engine on one GPU; set learner.gpus_per_rank below 1 or "
-                "use object_store, got gpus_per_rank 1"
+                "use object_store, got gpus_per_rank none"
             ],
         ),
         (

@@ -7,6 +7,7 @@ from cluster.inspect.memory import (
     CHECKPOINT_COPY,
     GPU_CONTEXT,
     RUNTIME,
+    WORK_SPACE,
     checkpoint_bytes,
     critic_parameters,
     gpu_bytes_needed,
@@ -106,9 +107,10 @@ def test_an_engine_on_cpu_holds_the_cache_it_was_given():
 
 
 def test_an_engine_on_a_gpu_needs_at_least_one_whole_sequence():
-    # Key and value, 2 layers x 1 head x 4, 2 bytes each: 32 bytes a token, 64 tokens.
+    # Key and value, 2 layers x 1 head x 4, 2 bytes each: 32 bytes a token. 64 tokens and one more are 5 blocks of 16,
+    # and one block is the engine's own.
     assert kv_bytes_per_token(SIZED, "bfloat16") == 32
-    assert parts(GRPO, role="rollout", facts=SIZED, gpus=8)["kv cache"] == 64 * 32
+    assert parts(GRPO, role="rollout", facts=SIZED, gpus=8)["kv cache"] == 96 * 32
 
 
 def test_the_ends_of_a_transport_keep_what_they_need():
@@ -141,14 +143,16 @@ def test_reward_models_count_in_the_scorer_and_an_unknown_one_marks_the_plan():
 
 def test_a_shared_gpu_must_hold_the_learner_beside_the_engine_s_part():
     large = ModelFacts(parameters=10**9, origin="name")
-    learner, engine = 18 * 10**9 + GPU_CONTEXT, 2 * 10**9 + GPU_CONTEXT
+    learner, engine = 18 * 10**9 + GPU_CONTEXT, 2 * 10**9 + GPU_CONTEXT + WORK_SPACE
 
-    def needed(*overrides):
+    def needed(*overrides, gpus=8):
         given = config(GRPO, *overrides)
-        return gpu_bytes_needed(given, plan_memory(given, large, None, [], plan(given, 2, 8)))
+        return gpu_bytes_needed(given, plan_memory(given, large, None, [], plan(given, 2, gpus)))
 
     half = "learner.gpus_per_rank=0.5"
     assert needed() == learner
+    # What is divided by the plan leaves a twentieth free.
+    assert needed(gpus=1) == needed(half) == round((learner + engine) / 0.95)
     assert needed(half, "rollout.gpu_memory_utilization=0.25") == round(learner / 0.75)
     assert needed(half, "rollout.gpu_memory_utilization=0.05") == round(engine / 0.05)
 
