@@ -106,7 +106,8 @@ def raylign(kind: str) -> tuple[float, float]:
     from actors.data.batches import demonstration_batch, pair_batch
     from actors.response_mask import row_sums
     from actors.types import ScoreBatch
-    from cluster.roles.learner import LearnerRole, LearnerSpec
+    from cluster.roles.learner import LearnerRole
+    from cluster.roles.learner_models import LearnerSpec
     from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
     from learners.methods.method import LearnerSettings, StepInputs, SupervisedSettings, UpdateSettings, assemble
     from learners.methods.presets import PreferenceSettings

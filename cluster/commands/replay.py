@@ -58,7 +58,8 @@ def _weights_before(run: RunDirectory, step: int) -> Path | None:
 def _replayed(config: Any, weights: Path | None, inputs: Any) -> Replayed:
     from actors.models.pretrained import resolve_model
     from cluster.config import resolve
-    from cluster.roles.learner import LearnerRole, LearnerSpec
+    from cluster.roles.learner import LearnerRole
+    from cluster.roles.learner_models import LearnerSpec
     from learners.engines.process_group import destroy_process_group
     from learners.replay import replay as take_apart
 

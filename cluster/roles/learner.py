@@ -10,54 +10,25 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from actors.types import SampleBatch, WeightBucket, WeightSummary
+from cluster.roles.learner_models import LearnerSpec, build_critic, build_policy, build_reference
 from cluster.roles.stacks import tell_when_asked
 from cluster.roles.step_inputs import step_inputs
-from learners.engines.settings import ModelSettings
-from learners.methods.method import LearnerSettings, Method, TokenColumn, Training, UpdateResult
-from learners.methods.presets import PreferenceSettings, RewardModelSettings
+from learners.methods.method import TokenColumn, UpdateResult
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from actors.models.forward import Barred
     from actors.models.reference import ReferenceScorer
     from learners.base import LearnerBase
     from learners.critic import CriticLearner
-    from learners.engines.interface import TrainEngine
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerSpec:
-    """What one learner group trains. Any of policy (the model that is tuned, a reward model too) and critic may be
-    absent: the other group has it; the reference lives with the policy, and is the policy with its adapter off where it
-    has one (reference_path None). temperature, min_tokens: of sampling: training divides logits and bars end tokens
-    likewise. device: "cpu" or "cuda". transport: how weights go to engines (actors/transports).
-    gives_back: engines on its GPU wait for the memory that torch keeps for the next update. saves_later: checkpoints
-    are written beside training, from a copy."""
-
-    trains: Training
-    policy: LearnerSettings | None
-    critic: LearnerSettings | None
-    reference_path: str | None
-    device: str
-    timeout_s: float
-    temperature: float = 1.0
-    min_tokens: int = 0
-    transport: str = "object_store"
-    weights_timeout_s: float = 600.0
-    gives_back: bool = False
-    saves_later: bool = False
 
 
 def free_port() -> int:
@@ -103,62 +74,11 @@ class LearnerRole:
         device = torch.device(spec.device)
         init_process_group(self._rank, self._ranks, address, port, backend_for(device), spec.timeout_s)
         imported = time.monotonic()
-        if spec.policy is not None:
-            self._policy = self._build_policy(spec.policy, device)
-            if spec.reference_path is not None:
-                self._reference = self._build_reference(spec.reference_path, spec.policy)
-        if spec.critic is not None:
-            self._critic = self._build_critic(spec.critic, device)
+        self._policy = build_policy(spec, device)
+        self._critic = build_critic(spec, device)
+        self._reference = build_reference(spec)
         self._give_back()
         return {"import_s": imported - start, "build_s": time.monotonic() - imported}
-
-    def _build_policy(self, settings: LearnerSettings, device: torch.device) -> LearnerBase:
-        from learners.engines.models import load_policy, load_reward_model
-        from learners.policy import PolicyLearner
-        from learners.preference import PreferenceLearner
-        from learners.reward import RewardLearner
-        from learners.supervised import SupervisedLearner
-
-        trains, update = self._spec.trains, settings.update
-        if isinstance(trains, RewardModelSettings):
-            return RewardLearner(_engine(settings, load_reward_model, device), trains, update)
-        engine = _engine(settings, load_policy, device)
-        if isinstance(trains, Method):
-            return PolicyLearner(engine, trains, update, self._barred(settings))
-        if isinstance(trains, PreferenceSettings):
-            return PreferenceLearner(engine, trains, update, self._spec.temperature, self._barred(settings))
-        return SupervisedLearner(engine, update)
-
-    def _barred(self, settings: LearnerSettings) -> Barred | None:
-        """What engines bar while a response is shorter than asked for: their end tokens."""
-        from actors.engines.limits import end_tokens
-        from actors.models.forward import Barred
-
-        if not self._spec.min_tokens:
-            return None
-        return Barred(end_tokens(settings.model.path), self._spec.min_tokens)
-
-    def _build_critic(self, settings: LearnerSettings, device: torch.device) -> CriticLearner:
-        from learners.critic import CriticLearner
-        from learners.engines.models import load_critic
-
-        if not isinstance(self._spec.trains, Method):
-            raise TypeError(f"a critic is of a policy-gradient method, not of {type(self._spec.trains).__name__}")
-        return CriticLearner(_engine(settings, load_critic, device), self._spec.trains, settings.update)
-
-    def _build_reference(self, path: str, settings: LearnerSettings) -> ReferenceScorer:
-        from actors.models.reference import ReferenceScorer
-
-        return ReferenceScorer(
-            path,
-            dtype=settings.model.dtype,
-            attention=settings.model.attention,
-            temperature=self._spec.temperature,
-            max_tokens=settings.update.micro_batch_tokens,
-            device=self._spec.device,
-            trust_remote_code=settings.model.trust_remote_code,
-            barred=self._barred(settings),
-        )
 
     # --- one step ---
 
@@ -290,21 +210,3 @@ def _built(learner: T | None, name: str) -> T:
     if learner is None:
         raise RuntimeError(f"this rank has no {name}: its group trains none, or `build` has not ended")
     return learner
-
-
-def _engine(
-    settings: LearnerSettings, load_model: Callable[[ModelSettings], nn.Module], device: torch.device
-) -> TrainEngine:
-    if settings.backend == "torch":
-        from learners.engines.torch_engine import TorchEngine
-
-        return TorchEngine(
-            load_model(settings.model), optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
-        )
-    from learners.engines.deepspeed_engine import DeepSpeedEngine, construction_context
-
-    with construction_context(settings.zero, settings.model.dtype):
-        model = load_model(settings.model)
-    return DeepSpeedEngine(
-        model, zero=settings.zero, optimizer=settings.optimizer, dtype=settings.model.dtype, device=device
-    )

@@ -23,7 +23,7 @@ from cluster.config import resolve
 from cluster.config.placement import Placement
 from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs.stored import StoredInputs
-from cluster.roles.learner import LearnerSpec
+from cluster.roles.learner_models import LearnerSpec
 from cluster.training.job import Job
 from cluster.training.parts.logbook import Run
 from cluster.workers import LearnerGroup, put

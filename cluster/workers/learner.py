@@ -18,7 +18,8 @@ from actors.types import WeightSummary
 from cluster.config.placement import RolePlan
 from cluster.errors import LearnerLost, NoAnswer, RunFailed, StepLost
 from cluster.experience.columns import Ref, StepColumns
-from cluster.roles.learner import LearnerRole, LearnerSpec
+from cluster.roles.learner import LearnerRole
+from cluster.roles.learner_models import LearnerSpec
 from cluster.workers.calls import first_line, get, options, stop
 from cluster.workers.lease import answering, leased, living
 from learners.methods.method import UpdateResult, assemble

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 from cluster.config.placement import RolePlan
-from cluster.roles.learner import LearnerRole, LearnerSpec
+from cluster.roles.learner import LearnerRole
+from cluster.roles.learner_models import LearnerSpec
 from cluster.workers.learner import LearnerGroup
 from learners.engines.process_group import destroy_process_group
 

@@ -19,7 +19,7 @@ from cluster.config.placement import Placement
 from cluster.config.schema import Config
 from cluster.config.transport import choose_transport
 from cluster.pool.pool import RolloutPool
-from cluster.roles.learner import LearnerSpec
+from cluster.roles.learner_models import LearnerSpec
 from cluster.training.parts.evaluation import scorer_spec
 from cluster.training.parts.logbook import Run
 from cluster.training.parts.rollouts import start_pool

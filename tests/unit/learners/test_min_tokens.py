@@ -3,7 +3,6 @@ entropy and its reference; what proves the weights asks for the model's own dist
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +16,10 @@ from actors.models.reference import ReferenceScorer
 from actors.rollouts.generation import Generation
 from actors.types import Prompt, SampleBatch, SamplingSettings
 from cluster.config.placement import plan
-from cluster.roles.learner import LearnerRole, LearnerSpec
-from cluster.training import online
-from cluster.training.online import OnlineJob
+from cluster.config.resolve import sampling_settings
+from cluster.roles.learner import LearnerRole
+from cluster.roles.learner_models import LearnerSpec
+from cluster.training.parts.online_workers import learner_spec
 from learners.engines.process_group import destroy_process_group
 from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.method import LearnerSettings, Method, StepInputs, UpdateSettings, assemble
@@ -144,18 +144,7 @@ def test_a_rank_bars_the_end_tokens_of_its_model_for_policy_and_reference(path, 
         destroy_process_group()
 
 
-class Told(Exception):
-    """The spec that a learner group would have got."""
-
-
-def test_a_run_tells_its_learner_the_least_length_that_its_engines_are_told(monkeypatch):
-    def tell(role, spec, timeout_s):
-        raise Told(spec)
-
-    monkeypatch.setattr(online, "LearnerGroup", tell)
-    job = object.__new__(OnlineJob)
-    job.config = config(GRPO, "rollout.sampling.min_tokens=4")
-    job.model_path, job.events = Path("model"), SimpleNamespace(write=lambda kind, text: None)
-    with pytest.raises(Told) as caught:
-        job.start_workers(plan(job.config, 2, 0.0), (), Path("."))
-    assert caught.value.args[0].min_tokens == job.sampling.min_tokens == 4
+def test_a_run_tells_its_learner_the_least_length_that_its_engines_are_told():
+    given = config(GRPO, "rollout.sampling.min_tokens=4")
+    spec = learner_spec(given, Path("model"), plan(given, 2, 0.0), "object_store")
+    assert spec.min_tokens == sampling_settings(given).min_tokens == 4

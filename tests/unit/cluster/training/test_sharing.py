@@ -15,11 +15,10 @@ from cluster.config import Config
 from cluster.config.placement import Placement, plan
 from cluster.errors import UserError
 from cluster.inspect.machine import GIB
-from cluster.roles.learner import LearnerSpec
+from cluster.roles.learner_models import LearnerSpec
 from cluster.roles.rollout import RolloutSpec
-from cluster.training import online
-from cluster.training.online import OnlineJob
-from cluster.training.parts import rollouts
+from cluster.training.parts import online_workers, rollouts
+from cluster.training.parts.logbook import Run
 from cluster.training.parts.rollouts import least_gpu, split_of, start_pool
 from tests.fixtures.configs import GRPO, PPO, config
 
@@ -33,6 +32,9 @@ class Learner:
         self._said, self.spec = said, spec
         self._waited_for = threading.Event()
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def build(self, timeout_s: float) -> list[Any]:
         return []
 
@@ -43,7 +45,7 @@ class Learner:
 
 
 def started(monkeypatch: pytest.MonkeyPatch, given: Config, gpus: int) -> tuple[list[str], Learner]:
-    """What `start_workers` did, in order, and the learner it made."""
+    """What `start_online_workers` did, in order, and the learner it made."""
     said: list[str] = []
     made: list[Learner] = []
 
@@ -55,20 +57,16 @@ def started(monkeypatch: pytest.MonkeyPatch, given: Config, gpus: int) -> tuple[
     def pool(*arguments: Any) -> Any:
         said.append("engines are asked for")
         made[0]._waited_for.set()
-        return SimpleNamespace()
+        return SimpleNamespace(close=lambda: None)
 
-    monkeypatch.setattr(online, "LearnerGroup", learner)
-    monkeypatch.setattr(online, "start_pool", pool)
-    monkeypatch.setattr(online, "ScorerPool", lambda *arguments: SimpleNamespace())
-    monkeypatch.setattr(online, "Publisher", lambda *arguments, **named: None)
-    monkeypatch.setattr(online, "scorer_spec", lambda *arguments: None)
-    job = OnlineJob.__new__(OnlineJob)
-    job.config, job.model_path = given, Path("models/none")
-    job.events = job.console = SimpleNamespace(write=lambda *words: None, phase=lambda what: made[0]._waited_for.set())
-    placement = plan(given, 2, gpus)
-    job.start_workers(placement, [], Path())
-    job._building.result()
-    job._starter.shutdown()
+    monkeypatch.setattr(online_workers, "LearnerGroup", learner)
+    monkeypatch.setattr(online_workers, "start_pool", pool)
+    monkeypatch.setattr(online_workers, "ScorerPool", lambda *arguments: SimpleNamespace())
+    monkeypatch.setattr(online_workers, "scorer_spec", lambda *arguments: None)
+    quiet: Any = SimpleNamespace(write=lambda *words: None, phase=lambda what: made[0]._waited_for.set())
+    unused: Any = None
+    run = Run(given, unused, unused, quiet, quiet, Path("models/none"))
+    online_workers.start_online_workers(run, plan(given, 2, gpus), [], Path()).built.result()
     return said, made[0]
 
 
