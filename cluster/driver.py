@@ -43,6 +43,7 @@ from cluster.training.ending import Outcome, finish
 from cluster.training.job import Job
 from cluster.training.offline import OfflineJob, start_offline_workers
 from cluster.training.online_pairs import OnlinePairsJob
+from cluster.training.parts import frozen
 from cluster.training.parts.logbook import Run
 from cluster.training.parts.online_workers import start_online_workers
 from cluster.training.policy_gradient import PolicyGradientJob
@@ -190,16 +191,17 @@ def _whole(run: Run, placement: Placement, commit: Path | None) -> Iterator[tupl
     """Workers first, then the job that has them, with the page that its steps are read on; all closed at the end."""
     if commit is None or not living_serve(run.config):
         end_living()
-    job, steps = (_online if run.config.algorithm.online else _offline)(run, placement)
+    job, steps = (_online if run.config.algorithm.online else _offline)(run, placement, commit is not None)
     with closing(job):
         yield job, steps
 
 
-def _online(run: Run, placement: Placement) -> tuple[Job, Callable[[], None]]:
+def _online(run: Run, placement: Placement, begun: bool) -> tuple[Job, Callable[[], None]]:
     config = run.config
     with ExitStack() as undo:
         workers = start_online_workers(run, placement, reward_specs(config), Path.cwd())
         undo.callback(workers.close)
+        frozen.recognise(config, run.model_path, run.directory, begun=begun)
         tokenizer = load_tokenizer(config, run.model_path)
         given = (run, workers, load_inputs(config, tokenizer), tokenizer)
         ahead = AHEAD.get(config.rollout.schedule.kind)
@@ -213,13 +215,14 @@ def _online(run: Run, placement: Placement) -> tuple[Job, Callable[[], None]]:
     return made
 
 
-def _offline(run: Run, placement: Placement) -> tuple[Job, Callable[[], None]]:
+def _offline(run: Run, placement: Placement, begun: bool) -> tuple[Job, Callable[[], None]]:
     config = run.config
     kinds: dict[str, type[OfflineJob[Any]]] = {"sft": SupervisedJob, "reward_model": RewardModelJob}
     kind = kinds.get(config.algorithm.name, PreferenceJob)
     with ExitStack() as undo:
         workers = start_offline_workers(run, placement)
         undo.callback(workers.close)
+        frozen.recognise(config, run.model_path, run.directory, begun=begun)
         inputs = load_stored_inputs(config, load_tokenizer(config, run.model_path))
         made = _read_on(dpo.train, kind(run, workers, inputs))
         undo.pop_all()

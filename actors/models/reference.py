@@ -1,7 +1,8 @@
 """The frozen reference policy: log-probs of other people's samples.
 
-In: a SampleBatch. Out: float32 log-probs on its T axis. The weights are hashed at start so that `digest` proves that
-they never changed (METHODS, invariant 2). Left out: what a KL is made of (learners).
+In: a SampleBatch. Out: float32 log-probs on its T axis. Nothing here changes the weights, and `digest` of before and
+after shows it; that a resume loads the same ones from disk, their files' hashes do (cluster/training/parts/frozen.py).
+Left out: what a KL is made of (learners).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class ReferenceScorer:
         )
 
     def digest(self) -> str:
-        """Hash of all parameters, to compare before and after."""
+        """Hash of all parameters in memory, to compare before and after."""
         h = hashlib.sha256()
         for name, tensor in self._model.named_parameters():
             h.update(name.encode())

@@ -18,7 +18,14 @@ from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.members.recovery import RecoveryLimits
 from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.method import LearnerSettings, Method, SupervisedSettings, Training, UpdateSettings
-from learners.methods.presets import PREFERENCE_PRESETS, PRESETS, PreferenceSettings, Preset, RewardModelSettings
+from learners.methods.presets import (
+    PREFERENCE_PRESETS,
+    PRESETS,
+    REFERENCE_FREE,
+    PreferenceSettings,
+    Preset,
+    RewardModelSettings,
+)
 
 OWN_GPU = 0.85
 """Share of the memory of a GPU that an engine has for itself."""
@@ -110,12 +117,18 @@ def training(config: Config) -> Training:
     return preference_settings(config) if name in PREFERENCE_PRESETS else resolve_method(config)
 
 
+def has_reference(config: Config) -> bool:
+    """Whether the method compares with a frozen reference: the model that the run began with."""
+    name = config.algorithm.name
+    if config.algorithm.on_preferences:
+        return preference_settings(config).loss not in REFERENCE_FREE
+    return config.algorithm.online and (name == "online_dpo" or resolve_preset(config).kl_place != "none")
+
+
 def needs_reference(config: Config) -> bool:
     """Whether a frozen reference is loaded beside the policy. Offline its log-probs are computed once, by the policy
     before its first step; with an adapter it is the policy with the adapter off."""
-    if not config.algorithm.online or config.model.lora is not None:
-        return False
-    return config.algorithm.name == "online_dpo" or resolve_preset(config).kl_place != "none"
+    return config.algorithm.online and config.model.lora is None and has_reference(config)
 
 
 def sampling_settings(config: Config) -> SamplingSettings:

@@ -45,6 +45,7 @@ class RunDirectory:
         self.timeline_file = self.root / "timeline.jsonl"
         self.ledger_file = self.root / "ledger.sqlite"
         self.tracking_file = self.root / "tracking.json"
+        self.frozen_file = self.root / "frozen.json"
         self.report_file = self.root / "report.html"
         self.lock_file = self.root / "lock"
         self.samples = self.root / "samples"

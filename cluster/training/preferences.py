@@ -38,6 +38,7 @@ class PreferenceJob(OfflineJob[Judged]):
         self._partners: dict[Part, list[int]] = {}
         if self._settings.loss in REFERENCE_FREE:
             return
+        self._reference = f"{weights_identity(self.model_path)}/{self.config.model.dtype}"
         taken = self.order.take(0, self.config.steps * self.config.rows_per_step)
         self._measure("train", sorted({row for row, _ in taken}))
         if self.heldout is not None:
@@ -54,8 +55,7 @@ class PreferenceJob(OfflineJob[Judged]):
         source = self._source(part)
         if self._kto:
             self._partners[part] = partners([row.prompt_tokens for row in source.rows])
-        model = f"{weights_identity(self.model_path)}/{self.config.model.dtype}"
-        identity = f"{model}/{self._settings.loss}/{source.fingerprint()}"
+        identity = f"{self._reference}/{self._settings.loss}/{source.fingerprint()}"
         width = (2 if self._pairs else 1) + self._kto
         sums = ReferenceSums(self.directory.root / f"reference-{part}.npz", identity, len(source), width)
         sums.fill(

@@ -19,6 +19,7 @@ from cluster.run.checkpoints.state import DriverState
 from cluster.run.directory import RunDirectory
 from cluster.run.records.metrics import MetricsWriter
 from cluster.training.job import Job
+from cluster.training.parts import frozen
 
 
 def last_commit(directory: RunDirectory) -> tuple[Path | None, list[str]]:
@@ -68,6 +69,8 @@ def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> 
         job.events.write("damaged", problem)
     job.run.metrics.close()
     job.cut_back(open_metrics(commit))
+    if (other := frozen.changed(job.directory)) is not None:
+        raise RunFailed(other)  # the new learner would load it
     to = max(0, step_of(commit))
     job.console.event(f"the step is lost; building the learner again from step {to}, what came after is repeated")
     job.rebuild(commit)

@@ -7,12 +7,15 @@ responses, and one more for KTO's mismatched responses. Left out: what the numbe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from actors.models.identity import model_hashes
 from cluster.run.directory import atomic_path
 
 Measure = Callable[[Sequence[int]], np.ndarray]
@@ -23,9 +26,8 @@ CHUNK = 64
 
 
 def weights_identity(model: Path) -> str:
-    """Of a model directory's weight files as they lie there: a reference measured under others is not this one's."""
-    files = sorted(path for path in model.iterdir() if path.suffix in (".safetensors", ".bin"))
-    return "/".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+    """Of what a model directory holds: a reference measured under other weights is not this one's."""
+    return hashlib.sha256(json.dumps(model_hashes(model)).encode()).hexdigest()
 
 
 class ReferenceSums:

@@ -15,6 +15,7 @@ from cluster.config.sections.reward import Safety
 from cluster.errors import RunFailed
 from cluster.experience.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
 from cluster.experience.columns import Ref
+from cluster.training.parts import frozen
 from cluster.training.parts.logbook import Logbook
 from cluster.workers import ScorerPool, put
 from learners.methods.constraint import Multiplier, constrained_scores
@@ -69,6 +70,8 @@ class Scoring:
         for process in sorted(processes - self._processes):
             if len(self._processes) >= count:
                 self._logbook.events.write("recovered", f"a scorer was started again, as process {process}")
+                if (other := frozen.changed(self._logbook.directory)) is not None:
+                    raise RunFailed(other)  # which it has loaded
             self._processes.add(process)
 
     def _raw(self, refs: ScoreRefs) -> ScoreBatch:
