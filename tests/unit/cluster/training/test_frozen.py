@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cluster.training.scoring import Scoring
 
 from cluster import driver
 from cluster.config import Config
@@ -20,7 +21,6 @@ from cluster.training.offline import OfflineJob
 from cluster.training.online import OnlineJob
 from cluster.training.parts import frozen
 from cluster.training.parts.frozen import changed, frozen_models, recognise
-from cluster.training.scoring import Scoring
 from tests.fixtures.configs import DPO, GRPO, PPO, config
 
 KL = "algorithm.kl={place: loss, coef: 0.1}"
