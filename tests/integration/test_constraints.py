@@ -16,7 +16,6 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -91,7 +90,7 @@ def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     started: dict[str, tuple[subprocess.Popen[str], Path]] = {}
     for python, full in PYTHONS.items():
         report = folder / f"{python}.json"
-        words = ["install", "--quiet", "--disable-pip-version-check", "--dry-run", "--ignore-installed"]
+        words = ["install", "-qq", "--disable-pip-version-check", "--dry-run", "--ignore-installed"]
         words += ["--use-feature=fast-deps", "--only-binary=:all:", "--python-version", full, *where]
         words += ["--target", str(folder / "nothing"), "--find-links", str(wheels), "--report", str(report)]
         # === takes no build of another label, such as a +cpu one in a folder that pip's settings name.
@@ -109,21 +108,15 @@ def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     assert not (folder / "nothing").exists(), "nothing was installed"
 
 
-@pytest.fixture(params=PYTHONS)
-def resolved(
-    request: pytest.FixtureRequest, resolving: dict[str, tuple[subprocess.Popen[str], Path]]
-) -> tuple[str, dict[str, Any]]:
-    process, report = resolving[request.param]
+@pytest.mark.timeout(MINUTES * 60 + 60)
+@pytest.mark.parametrize("python", PYTHONS)
+def test_pip_resolves_the_cuda_stack_to_exactly_the_versions_that_are_pinned(
+    python: str, resolving: dict[str, tuple[subprocess.Popen[str], Path]]
+) -> None:
+    process, file = resolving[python]
     said, _ = process.communicate(timeout=MINUTES * 60)
     assert process.returncode == 0, said
-    return request.param, json.loads(report.read_text())
-
-
-@pytest.mark.timeout(MINUTES * 60 + 60)
-def test_pip_resolves_the_cuda_stack_to_exactly_the_versions_that_are_pinned(
-    resolved: tuple[str, dict[str, Any]],
-) -> None:
-    python, report = resolved
+    report = json.loads(file.read_text())
     assert report["environment"]["python_version"] == python, "markers were judged as on that Python"
     found = {named(each["metadata"]["name"]): each["metadata"]["version"] for each in report["install"]}
     assert found == pins()

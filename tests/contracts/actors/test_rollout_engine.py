@@ -293,3 +293,12 @@ def test_scoring_beside_running_requests_loses_none_of_their_tokens(engine):
             reason = output.finish_reason
     assert tokens == expected
     np.testing.assert_allclose(beside, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(("device", "given", "expected"), [("cpu", 7 << 20, 1 << 30), ("cuda", 7 << 20, 7 << 20)])
+def test_vllm_takes_the_cache_that_it_is_given_beside_a_learner_and_else_measures(device, given, expected, model_path):
+    from actors.engines.vllm.engine import _engine_args
+
+    own, beside = (EngineSettings(str(model_path), gpu_cache_bytes=size) for size in (None, given))
+    assert _engine_args(beside, device).kv_cache_memory_bytes == expected
+    assert _engine_args(own, device).kv_cache_memory_bytes == (1 << 30 if device == "cpu" else None)
