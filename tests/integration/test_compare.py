@@ -84,6 +84,11 @@ def test_models_are_compared_by_the_perplexity_of_conversations(
     path.write_text(json.dumps(tree))
     said = evaluate(path, "--model", tiny_model, "--model", other_model)
     assert "perplexity" in said and "logprob:" in said and "paired" in said
+    asked = ["eval", str(path), "--model", str(tiny_model), "--model", str(other_model), "--json"]
+    told = json.loads(CliRunner().invoke(_app(), asked, catch_exceptions=False).stdout)
+    assert (told["metric"], told["rows"], len(told["models"])) == ("logprob", 4, 2)
+    assert all(f"{each['perplexity']:.3f}" in said for each in told["models"])
+    assert f"{told['difference']['mean']:+.3f}" in said
 
 
 @pytest.mark.parametrize(

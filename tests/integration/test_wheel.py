@@ -75,18 +75,17 @@ def project(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def raylign(site: Path, cwd: Path, *arguments: object, **environment: str) -> str:
-    """The installed command; what it printed."""
+    """The installed command; what it said on stdout."""
     done = subprocess.run(
         [sys.executable, str(site / "bin" / "raylign"), *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(site), "RAY_ADDRESS": "", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         check=False,
         timeout=200,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
@@ -108,8 +107,7 @@ def test_what_is_imported_is_the_wheel_s_and_every_recipe_is_offered(site: Path,
 
 def test_a_folder_is_checked_and_trained(site: Path, project: Path, tiny_model: Path, tmp_path: Path) -> None:
     given = (*TINY, f"model.path={tiny_model}")
-    checked = raylign(site, project.parent, "check", "proj/recipe.yaml", *given, "--json")
-    found = json.loads(checked[checked.index("{") : checked.rindex("}") + 1])
+    found = json.loads(raylign(site, project.parent, "check", "proj/recipe.yaml", *given, "--json"))
     assert (found["ok"], found["runs"][0]["data"]["rows"]["to_train_on"]) == (True, 200)
     seen = tmp_path / "imported"
     with (project / "rewards.py").open("a") as file:
