@@ -39,11 +39,11 @@ def init(
     ] = DEFAULT,
 ) -> None:
     """Write a recipe, a reward and rows to start from, and say the next command."""
-    from cluster.config import load_run
+    from cluster.config.loading.pipeline import read_run
     from cluster.config.starter.project import RECIPE, starter_files
 
     file = _shipped(recipe)
-    files = starter_files(file.read_text(), load_run(file), recipe, _run_name(directory, recipe))
+    files = starter_files(file.read_text(), read_run(file), recipe, _run_name(directory, recipe))
     _write(directory, files)
     written = shlex.quote(str(directory / RECIPE))
     typer.echo(f"wrote {', '.join(str(directory / name) for name in files)}")
