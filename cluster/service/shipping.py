@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.config.loading.load import ConfigError
-from cluster.config.loading.paths import file_in, leads_to, named_paths
+from cluster.config.loading.paths import differ, file_in, leads_to, named_paths
 from cluster.config.loading.pipeline import Pipeline, read_run, within
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
@@ -70,7 +70,7 @@ def _left(config: Config, recipe: Path, root: Path) -> Iterator[Problem]:
         if path is None or here is None:
             continue
         there, mend = leads_to(path, folder, root), "or write a whole path that every node sees"
-        if there is None or not os.path.samefile(here, there) or not there.is_relative_to(root):
+        if there is None or differ(here, there) or not there.is_relative_to(root):
             wrong = f"{path} is not in {root}, which is what the job gets; copy it in there, give a --working-dir"
             yield Problem(".".join(keys), f"{wrong} that holds both, {mend}")
         elif (stays := _stays(there, root)) is not None:

@@ -66,7 +66,7 @@ def placed(config: Config, folder: Path, here: Path) -> tuple[Config, list[Probl
             continue
         if not (here / path).exists():
             config = _changed(config, keys, _seen_from(beside, here) + value.removeprefix(path))
-        elif _differ(here / path, beside):
+        elif differ(here / path, beside):
             both = f"{path} stands in {here} and in {folder}, beside the recipe, and they differ"
             problems.append(Problem(".".join(keys), f"{both}; rename one, or write which is meant as a whole path"))
     return config, problems
@@ -78,7 +78,8 @@ def _seen_from(path: Path, here: Path) -> str:
     return str(absolute.relative_to(below)) if absolute.is_relative_to(below) else str(absolute)
 
 
-def _differ(one: Path, other: Path) -> bool:
+def differ(one: Path, other: Path) -> bool:
+    """Whether two paths lead to different things: files with the same content are the same."""
     if os.path.samefile(one, other):
         return False
     return not (one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False))

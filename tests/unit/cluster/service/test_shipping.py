@@ -121,14 +121,20 @@ def test_a_folder_that_holds_both_may_be_given(project: Path) -> None:
         job("mine/recipe.yaml", working_dir=project.parent / "other")
 
 
-def test_a_file_that_means_another_one_in_the_job_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found in the working directory here; there the working directory is another."""
-    (project / "deep").mkdir()
-    (project / "deep" / "rows.jsonl").touch()
-    (project / "deep" / "rewards.py").touch()
-    (project / "recipe.yaml").rename(project / "deep" / "recipe.yaml")
-    monkeypatch.chdir(project)
-    assert [line.split(" ")[0] for line in left("deep/recipe.yaml")] == ["data.path:", "reward.functions.own.function:"]
+def test_a_name_that_means_another_file_in_the_job_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it stands beside the recipe alone; the job's working directory has another of that name."""
+    (project.parent / "rows.jsonl").write_text("another\n")
+    (project.parent / "here").mkdir()
+    monkeypatch.chdir(project.parent / "here")
+    assert job("../mine/recipe.yaml").working_dir == str(project)
+    found = left("../mine/recipe.yaml", working_dir=project.parent)
+    assert [line.partition(" is not")[0] for line in found] == ["data.path: rows.jsonl"]
+
+
+def test_a_copy_in_the_folder_does_as_well(project: Path) -> None:
+    """Found in the working directory here, and with the same content in what is sent."""
+    (project.parent / "rewards.py").touch()
+    assert job("mine/recipe.yaml").working_dir == str(project)
 
 
 @pytest.mark.parametrize("folder", ["runs", "build", ".venv"])
