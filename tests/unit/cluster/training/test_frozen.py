@@ -10,17 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cluster.training.scoring import Scoring
 
 from cluster import driver
 from cluster.config import Config
 from cluster.errors import RunFailed, UserError
 from cluster.run.directory import RunDirectory
 from cluster.training import recovery
-from cluster.training.offline import OfflineJob
-from cluster.training.online import OnlineJob
 from cluster.training.parts import frozen
 from cluster.training.parts.frozen import changed, frozen_models, recognise
+from cluster.training.parts.scoring import Scoring
 from tests.fixtures.configs import DPO, GRPO, PPO, config
 
 KL = "algorithm.kl={place: loss, coef: 0.1}"
@@ -141,25 +139,39 @@ def test_a_directory_of_before_knows_nothing_and_holds_them_from_then_on(policy:
         recognise(config(GRPO, KL), policy, run, begun=True)
 
 
-@pytest.mark.parametrize("kind", [OnlineJob, OfflineJob])
+@pytest.mark.parametrize("kind", ["online", "offline"])
 def test_a_driver_asks_before_it_reads_a_row_and_a_new_one_writes_down(
-    kind: type, policy: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, policy: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     done: list[str] = []
-    job = object.__new__(kind)
-    job.config = config(GRPO, KL) if kind is OnlineJob else config(DPO)
-    job.model_path, job.directory = policy, run
-    job.start_workers = lambda *arguments: done.append("workers")
-    job.begin = lambda *arguments: done.append("begin")
-    for name in ("end_living", "load_tokenizer", "load_inputs", "load_stored_inputs"):
+
+    def note(what: str) -> SimpleNamespace:
+        done.append(what)
+        return SimpleNamespace(close=lambda: done.append(f"{what} closed"))
+
+    for name in ("end_living", "load_tokenizer"):
         monkeypatch.setattr(driver, name, lambda *arguments: None)
-    driver._start(job, None, None)
-    assert done == ["workers", "begin"]
-    driver._start(job, None, tmp_path)
+    for name in ("load_inputs", "load_stored_inputs"):
+        monkeypatch.setattr(driver, name, lambda *arguments: done.append("rows"))
+    for name in ("start_online_workers", "start_offline_workers"):
+        monkeypatch.setattr(driver, name, lambda *arguments: note("workers"))
+    for name in ("PolicyGradientJob", "PreferenceJob"):
+        monkeypatch.setattr(driver, name, lambda *arguments: note("job"))
+    given = config(GRPO, KL) if kind == "online" else config(DPO)
+    opened = SimpleNamespace(config=given, model_path=policy, directory=run)
+
+    def whole(commit: Path | None) -> None:
+        done.clear()
+        with driver._whole(opened, None, commit):
+            done.append("steps")
+
+    whole(None)
+    whole(tmp_path)
+    assert done == ["workers", "rows", "job", "steps", "job closed"]
     model_in(policy, b"another")
     with pytest.raises(UserError, match=r"the reference in .* has changed"):
-        driver._start(job, None, tmp_path)
-    assert done == ["workers", "begin", "workers", "begin", "workers"]
+        whole(tmp_path)
+    assert done == ["workers", "workers closed"]
 
 
 def test_a_learner_that_is_built_again_would_load_it_and_is_not(
@@ -174,7 +186,7 @@ def test_a_learner_that_is_built_again_would_load_it_and_is_not(
         commits=SimpleNamespace(drop=lambda: None),
         events=quiet,
         console=quiet,
-        metrics=quiet,
+        run=SimpleNamespace(metrics=quiet),
         directory=run,
         cut_back=lambda metrics: None,
         rebuild=built.append,
