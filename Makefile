@@ -46,7 +46,7 @@ lint: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: install  # the pages of docs/ as a site in build/docs; a warning is an error
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 reference: install  # the page of every config key, from the schema and the rules
 	$(BIN)/python -m docs.tools.reference
