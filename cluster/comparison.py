@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from actors.data.stored import StoredRows
 from actors.models.pretrained import resolve_model
+from actors.response_mask import row_sums
 from actors.types import PolicyVersion, SampleBatch
 from cluster.config import Config, resolve
 from cluster.config.placement import plan
+from cluster.errors import UserError
 from cluster.inputs.online import load_inputs, load_tokenizer, reward_specs
 from cluster.inputs.stored import load_stored_inputs
 from cluster.life.connection import Cluster
@@ -80,9 +83,8 @@ def _likelihood(config: Config, path: Path) -> Answers:
     """Mean log-prob a token of each held-out conversation's assistant turns; perplexity is its exponential."""
     from actors.data.batches import demonstration_batch
     from actors.models.reference import ReferenceScorer
-    from learners.base import row_sums
 
-    heldout = load_stored_inputs(config, load_tokenizer(config, path)).heldout
+    heldout = _heldout(config, path)
     batch = demonstration_batch([(row, row.id) for row in heldout.rows])
     scorer = ReferenceScorer(
         str(path),
@@ -100,11 +102,18 @@ def _likelihood(config: Config, path: Path) -> Answers:
     return Answers({"logprob": sums / np.maximum(tokens, 1), "tokens": tokens})
 
 
+def _heldout(config: Config, path: Path) -> StoredRows[Any]:
+    heldout = load_stored_inputs(config, load_tokenizer(config, path)).heldout
+    if heldout is None:
+        raise UserError("there are no held-out rows to evaluate on; add data.heldout=200")
+    return heldout
+
+
 def _pairs(config: Config, path: Path) -> Answers:
     """Whether a reward model puts each held-out pair in its order, and by how much."""
     from actors.models.reward_model import RewardModel
 
-    heldout = load_stored_inputs(config, load_tokenizer(config, path)).heldout
+    heldout = _heldout(config, path)
     model = RewardModel(path, max_length=config.model.max_length)
     chosen, rejected = (
         model.score_tokens([[*row.prompt_tokens, *row.responses[side]] for row in heldout.rows]) for side in (0, 1)

@@ -14,11 +14,10 @@ import os
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from types import ModuleType
+from typing import Any, TypeVar
 
 from actors.models.pretrained import resolve_model
 from cluster import asynchronous, dpo, one_step_off, online_dpo, partial, ppo
@@ -35,16 +34,17 @@ from cluster.life.stuck import end_stuck
 from cluster.roles.stacks import FOLDER, tell_when_asked
 from cluster.run.control import ControlServer
 from cluster.run.directory import RunDirectory
-from cluster.run.records.console import Console, Header, Summary
-from cluster.run.records.evaluation import difference_interval, mean_interval
+from cluster.run.records.console import Console, Header
 from cluster.run.records.metrics import EventsWriter, MetricsWriter
 from cluster.run.records.trackers import open_trackers
 from cluster.run.watchdog import Watchdog
 from cluster.training import recovery
+from cluster.training.ending import Outcome, finish
 from cluster.training.job import Job
-from cluster.training.offline import OfflineJob
-from cluster.training.online import OnlineJob
+from cluster.training.offline import OfflineJob, start_offline_workers
 from cluster.training.online_pairs import OnlinePairsJob
+from cluster.training.parts.logbook import Run
+from cluster.training.parts.online_workers import start_online_workers
 from cluster.training.policy_gradient import PolicyGradientJob
 from cluster.training.preferences import PreferenceJob
 from cluster.training.recovery import last_commit, step_of
@@ -54,17 +54,9 @@ from cluster.training.supervised import SupervisedJob
 from cluster.workers import LEASE, end_living
 
 WATCHDOG_MARGIN = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended: where its report and its exports are. policy: of the last step. best: of the evaluation that
-    was best, None where none was better than the start, or the run keeps no best."""
-
-    report: Path
-    policy: Path | None
-    best: Path | None
-    reason: str
+AHEAD = {"partial": partial.train, "one_step_off": one_step_off.train, "asynchronous": asynchronous.train}
+"""Schedules whose generation runs ahead of learning, and their pages."""
+J = TypeVar("J", bound=Job)
 
 
 def run(
@@ -93,7 +85,7 @@ def run(
                 on_problem=lambda name, error: console.event(f"{name} stopped taking metrics: {error}"),
             )
 
-        job: Job | None = None
+        opened: Run | None = None
         try:
             with (
                 _told(directory, events, console, again),
@@ -101,20 +93,18 @@ def run(
             ):
                 placement = _placement(config, cluster)
                 console.start(_header(config, placement, step_of(commit)))
-                job = _kind(config)(config, directory, open_metrics(commit, resume), events, console, model_path)
-                try:
-                    _start(job, placement, commit)
+                opened = Run(config, directory, open_metrics(commit, resume), events, console, model_path)
+                # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.
+                with _whole(opened, placement, commit) as (job, steps):
+                    job.begin(commit)
                     events.write("start", f"running from step {job.state.step}", job.state.step)
                     with ControlServer(directory, job.verbs()), _watched(job):
-                        recovery.train(job, _loop(job), open_metrics)
-                    return _finish(job, directory, console)
-                finally:
-                    # Before Ray is left: a thread of the pool that called a worker afterwards would start a new Ray.
-                    job.close()
+                        recovery.train(job, steps, open_metrics)
+                    return finish(job, directory, console)
         finally:
             console.close()
-            if job is not None:
-                job.metrics.close()
+            if opened is not None:
+                opened.metrics.close()
             events.close()
             _send(directory, again)
 
@@ -186,42 +176,56 @@ def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
     return "full" in str(error)
 
 
-def _kind(config: Config) -> type[Job]:
-    if config.algorithm.online:
-        ahead = config.rollout.schedule.kind != "synchronous"
-        policy_gradient = StreamingJob if ahead else PolicyGradientJob
-        return OnlinePairsJob if config.algorithm.name == "online_dpo" else policy_gradient
-    return {"sft": SupervisedJob, "reward_model": RewardModelJob}.get(config.algorithm.name, PreferenceJob)
-
-
-def _loop(job: Job) -> ModuleType:
-    """The page that the job's steps are read on."""
-    if isinstance(job, OfflineJob):
-        return dpo
-    if isinstance(job, OnlinePairsJob):
-        return online_dpo
-    ahead = {"partial": partial, "one_step_off": one_step_off, "asynchronous": asynchronous}
-    return {"synchronous": ppo, **ahead}[job.config.rollout.schedule.kind]
-
-
 def living_serve(config: Config) -> bool:
     """Whether a run can go on with the workers of the driver before, whatever weights they hold. Offline runs measure
     the initial weights first; a delta needs the version that it is one to."""
     return config.algorithm.online and config.weights.transport != "sparse_delta"
 
 
-def _start(job: Job, placement: Placement, commit: Path | None) -> None:
-    config = job.config
-    if commit is None or not living_serve(config):
+@contextmanager
+def _whole(run: Run, placement: Placement, commit: Path | None) -> Iterator[tuple[Job, Callable[[], None]]]:
+    """Workers first, then the job that has them, with the page that its steps are read on; all closed at the end."""
+    if commit is None or not living_serve(run.config):
         end_living()
-    if isinstance(job, OnlineJob):
-        job.start_workers(placement, reward_specs(config), Path.cwd())
-        tokenizer = load_tokenizer(config, job.model_path)
-        job.begin(load_inputs(config, tokenizer), tokenizer, commit)
-    else:
-        job.start_workers(placement)
-        tokenizer = load_tokenizer(config, job.model_path)
-        job.begin(load_stored_inputs(config, tokenizer), commit)
+    job, steps = (_online if run.config.algorithm.online else _offline)(run, placement)
+    with closing(job):
+        yield job, steps
+
+
+def _online(run: Run, placement: Placement) -> tuple[Job, Callable[[], None]]:
+    config = run.config
+    with ExitStack() as undo:
+        workers = start_online_workers(run, placement, reward_specs(config), Path.cwd())
+        undo.callback(workers.close)
+        tokenizer = load_tokenizer(config, run.model_path)
+        given = (run, workers, load_inputs(config, tokenizer), tokenizer)
+        ahead = AHEAD.get(config.rollout.schedule.kind)
+        if config.algorithm.name == "online_dpo":
+            made = _read_on(online_dpo.train, OnlinePairsJob(*given))
+        elif ahead is None:
+            made = _read_on(ppo.train, PolicyGradientJob(*given))
+        else:
+            made = _read_on(ahead, StreamingJob(*given))
+        undo.pop_all()
+    return made
+
+
+def _offline(run: Run, placement: Placement) -> tuple[Job, Callable[[], None]]:
+    config = run.config
+    kinds: dict[str, type[OfflineJob[Any]]] = {"sft": SupervisedJob, "reward_model": RewardModelJob}
+    kind = kinds.get(config.algorithm.name, PreferenceJob)
+    with ExitStack() as undo:
+        workers = start_offline_workers(run, placement)
+        undo.callback(workers.close)
+        inputs = load_stored_inputs(config, load_tokenizer(config, run.model_path))
+        made = _read_on(dpo.train, kind(run, workers, inputs))
+        undo.pop_all()
+    return made
+
+
+def _read_on(page: Callable[[J], None], job: J) -> tuple[Job, Callable[[], None]]:
+    """A job and what runs its steps: a page that reads no other kind's verbs."""
+    return job, lambda: page(job)
 
 
 def _placement(config: Config, cluster: Cluster) -> Placement:
@@ -249,45 +253,3 @@ def _refuse_other_config(config: Config, directory: RunDirectory) -> None:
             f"{directory} was started with other settings of {', '.join(changed)}; a resume may change only "
             f"{', '.join(FREE_TO_CHANGE)}: restore them or start a new run directory"
         )
-
-
-def _finish(job: Job, directory: RunDirectory, console: Console) -> Outcome:
-    """Export the last policy, write the report, show the summary."""
-    from cluster.run.report import write_report
-
-    state = job.state
-    policy = None
-    if job.config.checkpoint.export:
-        policy = directory.policy(state.step)
-        if not policy.is_dir():
-            policy = job.export(state.step)
-    reason = job.stop_reason or "finished"
-    name = job.evaluation_metric
-    before, after = state.baseline.get(name), state.scores.get(name)
-    gain = difference_interval(after, before) if before and after else None
-    if gain is not None:
-        job.events.write("result", f"{name}: {gain.mean:+.3f}", state.step, gain=[gain.mean, gain.low, gain.high])
-    job.events.write("end", reason, state.step)
-    report = write_report(directory)
-    console.finish(
-        Summary(
-            metric=name,
-            before=mean_interval(before) if before else None,
-            after=mean_interval(after) if after else None,
-            gain=gain,
-            eval_prompts=len(after or ()),
-            best_step=state.best_step,
-            report=report,
-            model=policy,
-            outcome=reason,
-        )
-    )
-    return Outcome(report, policy, _best(job), reason)
-
-
-def _best(job: Job) -> Path | None:
-    """The export of the best evaluation. Step 0 is the model that the run began with, and has none."""
-    kept = job.config.checkpoint
-    if not (kept.export and kept.keep_best and job.state.best_step):
-        return None
-    return job.directory.policy(job.state.best_step)

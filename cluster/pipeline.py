@@ -11,12 +11,13 @@ from pathlib import Path
 
 from cluster.config import Config, Pipeline, Stage
 from cluster.config.loading.pipeline import REFERENCE, with_models
-from cluster.driver import Outcome, run
+from cluster.driver import run
 from cluster.errors import RunFailed, StepLost, UserError
 from cluster.run.directory import RunDirectory
 from cluster.run.records.console import Console
 from cluster.run.report.pipeline import write_pipeline_report
 from cluster.run.stages import Finished, PipelineDirectory
+from cluster.training.ending import Outcome
 
 RunStage = Callable[[Config, RunDirectory, bool], Outcome]
 """(config, directory, resume) -> how the run ended."""

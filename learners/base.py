@@ -18,13 +18,14 @@ import torch
 
 from actors.models.adapters import adapters_off, published_name
 from actors.models.forward import score_tokens
+from actors.response_mask import row_sums
 from actors.transports.buckets import cut, make_bucket
 from actors.transports.interface import Sender
-from actors.types import ENVIRONMENT_TURN, SampleBatch, WeightBucket, WeightSummary, digest_buckets
+from actors.types import SampleBatch, WeightBucket, WeightSummary, digest_buckets
 from learners.engines.interface import StepResult, TrainEngine, unwrapped
 from learners.engines.merging import Scaling, merged, scalings
 from learners.engines.saving import Write, write_now
-from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import StepInputs, TokenColumn, UpdateResult, UpdateSettings, required
 from learners.stepping import MicroLoss, optimise
 
 
@@ -129,15 +130,7 @@ class PolicyBase(LearnerBase):
 
     def row_logprobs(self, inputs: StepInputs) -> np.ndarray:
         """float64 [B, 2]: each row's summed log-prob (`inputs.old`) over its trained tokens, and how many those are."""
-        return row_sums(inputs.old, inputs.batch)
-
-
-def row_sums(column: np.ndarray, batch: SampleBatch) -> np.ndarray:
-    """float64 [B, 2]: sums of a column [T] over each row's own tokens (not the environment's), and their number."""
-    trained = np.asarray(batch.turns) != ENVIRONMENT_TURN
-    rows = np.repeat(np.arange(len(batch)), batch.lengths)
-    sums = np.bincount(rows, np.where(trained, np.asarray(column, np.float64), 0.0), len(batch))
-    return np.stack([sums, np.bincount(rows, trained, len(batch))], axis=1)
+        return row_sums(required(inputs.old, "old"), inputs.batch)
 
 
 def step_metrics(result: StepResult) -> dict[str, float]:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from actors.models.forward import PackedTensors, to_tensors
-from actors.models.packing import MicroBatch, micro_batches
+from actors.models.packing import MicroBatch, micro_batches, padding
 from actors.types import SampleBatch
 from learners.engines.interface import TrainEngine
 from learners.engines.saving import Write, write_now
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad
 from learners.methods.aggregation import BatchTotals, batch_totals
-from learners.methods.method import Method, StepInputs, TokenColumn, UpdateResult, UpdateSettings
+from learners.methods.method import Method, StepInputs, TokenColumn, UpdateResult, UpdateSettings, required
 from learners.methods.value_loss import EXPLAINED_VARIANCE_SUMS, explained_variance, value_loss
-from learners.stepping import RunningMean, optimise
+from learners.stepping import MicroLoss, RunningMean, optimise
 
 
 class CriticLearner:
@@ -40,7 +40,7 @@ class CriticLearner:
         shares = micro_batches(batch, rows, budget, rank=self._engine.rank, ranks=self._engine.world_size)
         slots, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         for micro in shares:
-            real = micro if micro is not None else micro_batches(batch, rows[:1], budget)[0]
+            real = micro if micro is not None else padding(batch, rows[:1], budget)
             out = self._engine.module(to_tensors(real, self._engine.device))
             if micro is not None:
                 slots.append(micro.slots)
@@ -75,7 +75,9 @@ class CriticLearner:
             seconds=time.monotonic() - start,
         )
 
-    def _loss(self, experience: Experience, totals: BatchTotals):  # type: ignore[no-untyped-def]
+    def _loss(self, experience: Experience, totals: BatchTotals) -> MicroLoss:
+        values_BT, returns_BT = required(experience.values_BT, "values"), required(experience.returns_BT, "returns")
+
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
             values = self._engine.module(packed).cpu()
             rows = torch.from_numpy(micro.rows)
@@ -83,8 +85,8 @@ class CriticLearner:
             width = index_BT.shape[1]
             return value_loss(
                 pad(values, index_BT),
-                experience.values_BT[rows, :width],
-                experience.returns_BT[rows, :width],
+                values_BT[rows, :width],
+                returns_BT[rows, :width],
                 experience.mask_BT[rows, :width],
                 self._method.value_clip,
                 totals,

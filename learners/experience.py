@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from actors.models.packing import MicroBatch
+from actors.response_mask import response_mask
 from actors.types import FinishReason, SampleBatch
 from learners.methods import advantages as adv
 from learners.methods.aggregation import masked
-from learners.methods.method import Method, StepInputs
+from learners.methods.kl import steady_kl
+from learners.methods.method import Method, StepInputs, required
 from learners.methods.presets import Preset
 from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
 
@@ -25,7 +27,8 @@ from learners.methods.row_advantages import ROW_ADVANTAGES, Rows
 @dataclass(frozen=True, slots=True)
 class Experience:
     """mask: trained tokens. advantages [B, T]; returns [B, T] (None without a critic); old, ref, roll, values as in
-    StepInputs, padded. sequence_kl: row-summed k1(old, ref), [B], None without both. kept: rows with such a token."""
+    StepInputs, padded. sequence_kl: row-summed `steady_kl` (k1) of old and ref, [B], None without both. kept: rows with
+    such a token."""
 
     batch: SampleBatch
     mask_BT: Tensor
@@ -73,6 +76,11 @@ def pad(flat: Tensor, index_BT: Tensor) -> Tensor:
     return torch.where(index_BT >= 0, flat[index_BT.clamp(min=0)], torch.zeros((), dtype=flat.dtype))
 
 
+def micro_mask(mask: np.ndarray, micro: MicroBatch) -> Tensor:
+    """[b, T] bool: a mask [T] of the whole batch on the micro-batch's rows, False on padding."""
+    return pad(torch.from_numpy(mask[micro.slots]), packed_index(micro))
+
+
 def build_experience(inputs: StepInputs, method: Method) -> Experience:
     """Rewards (with the KL where the method has it there), advantages and returns of a whole batch."""
     batch = inputs.batch
@@ -80,24 +88,24 @@ def build_experience(inputs: StepInputs, method: Method) -> Experience:
     index_BT = slot_index(batch, np.arange(len(batch)))
 
     # Columns are copied: an array that came through Ray is read-only shared memory, which torch must not alias.
-    def padded(column: np.ndarray | None) -> Tensor | None:
-        return None if column is None else pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
+    def padded(column: np.ndarray) -> Tensor:
+        return pad(torch.from_numpy(np.array(column, np.float32)), index_BT)
 
-    turns_BT = pad(torch.from_numpy(batch.turns.astype(np.int64)), index_BT)
     scores_B = torch.from_numpy(np.array(inputs.scores.values, np.float64))
     valid_B = torch.isfinite(scores_B)
     truncated_B = torch.from_numpy(batch.finish_reasons == FinishReason.LENGTH)
-    mask_BT = (index_BT >= 0) & (turns_BT >= 0) & valid_B[:, None]
+    mask_BT = pad(torch.from_numpy(response_mask(batch)), index_BT) & valid_B[:, None]
     if preset.filter_overlong:
         mask_BT &= ~truncated_B[:, None]
     if preset.resample_flat_groups:  # others were sampled in their place: they leave the token count too
         mask_BT &= adv.groups_with_spread(scores_B, _groups(batch), valid_B)[:, None]
-    old_BT, ref_BT, values_BT = padded(inputs.old), padded(inputs.reference), padded(inputs.values)
+    given = (inputs.old, inputs.reference, inputs.values)
+    old_BT, ref_BT, values_BT = (None if column is None else padded(column) for column in given)
     columns = _Columns(mask_BT, old_BT, ref_BT, values_BT)
     advantages_BT, returns_BT = _advantages(inputs, method, scores_B, valid_B, columns)
     sequence_kl_B = None
     if old_BT is not None and ref_BT is not None:
-        sequence_kl_B = masked(old_BT - ref_BT, mask_BT).sum(dim=1)
+        sequence_kl_B = steady_kl(masked(old_BT, mask_BT), masked(ref_BT, mask_BT)).sum(dim=1)
     return Experience(
         batch=batch,
         mask_BT=mask_BT,
@@ -119,7 +127,8 @@ def _advantages(
     returns_BT = None
     if preset.advantage == "gae":
         rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
-        advantages_BT, returns_BT = adv.gae(rewards_BT, columns.values_BT, mask_BT, method.gamma, method.gae_lambda)
+        values_BT = required(columns.values_BT, "values")
+        advantages_BT, returns_BT = adv.gae(rewards_BT, values_BT, mask_BT, method.gamma, method.gae_lambda)
     elif preset.advantage == "reinforce_pp":
         rewards_BT = _token_rewards(preset, scores_B, columns, inputs.kl_coef)
         advantages_BT = adv.reward_to_go(rewards_BT, mask_BT, method.gamma)
@@ -134,17 +143,15 @@ def _token_rewards(preset: Preset, scores_B: Tensor, columns: _Columns, kl_coef:
     rewards_BT = adv.place_sequence_reward(scores_B.float(), columns.mask_BT)
     if preset.kl_place != "reward":
         return rewards_BT
-    return adv.kl_penalised_rewards(
-        rewards_BT, columns.old_BT, columns.ref_BT, columns.mask_BT, kl_coef, preset.kl_kind
-    )
+    old_BT, ref_BT = required(columns.old_BT, "old"), required(columns.ref_BT, "reference")
+    return adv.kl_penalised_rewards(rewards_BT, old_BT, ref_BT, columns.mask_BT, kl_coef, preset.kl_kind)
 
 
 def _row_advantages(inputs: StepInputs, preset: Preset, scores_B: Tensor, valid_B: Tensor, columns: _Columns) -> Tensor:
     """[B], float64: each row's score against its group's, or against its prompt's greedy response."""
     if preset.score_includes_kl and inputs.kl_coef:
-        scores_B = adv.kl_penalised_scores(
-            scores_B, columns.old_BT, columns.ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind
-        )
+        old_BT, ref_BT = required(columns.old_BT, "old"), required(columns.ref_BT, "reference")
+        scores_B = adv.kl_penalised_scores(scores_B, old_BT, ref_BT, columns.mask_BT, inputs.kl_coef, preset.kl_kind)
     greedy_B = None if inputs.baseline is None else torch.from_numpy(np.array(inputs.baseline, np.float64))
     rows = Rows(scores_B, _groups(inputs.batch), valid_B, columns.mask_BT.sum(dim=1), greedy_B)
     return ROW_ADVANTAGES[preset.advantage](rows)

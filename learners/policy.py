@@ -14,6 +14,7 @@ import torch
 
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
+from actors.response_mask import response_mask
 from learners.base import PolicyBase, step_metrics
 from learners.engines.interface import TrainEngine
 from learners.experience import Experience, build_experience, minibatch_rows, packed_index, pad, slot_index
@@ -21,7 +22,7 @@ from learners.methods.aggregation import BatchTotals, batch_totals
 from learners.methods.kl import kl_tokens
 from learners.methods.method import Method, StepInputs, TokenDetails, UpdateResult, UpdateSettings, needs_old
 from learners.methods.policy_losses import policy_loss
-from learners.stepping import RunningMean, gather_known, optimise
+from learners.stepping import MicroLoss, RunningMean, gather_known, optimise
 
 
 class PolicyLearner(PolicyBase):
@@ -68,7 +69,8 @@ class PolicyLearner(PolicyBase):
     def _details(
         self, experience: Experience, seen: np.ndarray, show_rows: tuple[int, ...]
     ) -> tuple[TokenDetails, ...]:
-        """Log-probs are those that the last pass saw; NaN where a row was not trained on."""
+        """Log-probs are those that the last pass saw; NaN where a row was not trained on, and on tokens of the
+        environment."""
         if not show_rows:
             return ()
         slots = [slot_index(experience.batch, np.array([row]))[0].numpy() for row in show_rows]
@@ -78,7 +80,7 @@ class PolicyLearner(PolicyBase):
             _details(experience, row, mine) for row, mine in zip(show_rows, np.split(known, cuts), strict=True)
         )
 
-    def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray):  # type: ignore[no-untyped-def]
+    def _loss(self, experience: Experience, totals: BatchTotals, seen: np.ndarray) -> MicroLoss:
         preset = self._method.preset
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -89,19 +91,18 @@ class PolicyLearner(PolicyBase):
             index_BT = packed_index(micro)
             width = index_BT.shape[1]
 
-            def part(column_BT: torch.Tensor | None) -> torch.Tensor | None:
-                return None if column_BT is None else column_BT[rows, :width]
+            def part(column_BT: torch.Tensor) -> torch.Tensor:
+                return column_BT[rows, :width]
 
             lp_BT = pad(flat_lp, index_BT)
-            old_BT = part(experience.old_BT)
             return policy_loss(
                 lp_BT,
-                lp_BT.detach() if old_BT is None else old_BT,
+                lp_BT.detach() if experience.old_BT is None else part(experience.old_BT),
                 part(experience.advantages_BT),
                 part(experience.mask_BT),
                 preset.loss,
                 roll=part(experience.roll_BT),
-                ref=part(experience.ref_BT),
+                ref=None if experience.ref_BT is None else part(experience.ref_BT),
                 entropy=pad(flat_entropy, index_BT),
                 totals=totals,
             )
@@ -110,10 +111,13 @@ class PolicyLearner(PolicyBase):
 
 
 def _details(experience: Experience, row: int, logprobs: np.ndarray) -> TokenDetails:
-    n = len(logprobs)
+    """Of the policy's own tokens; the environment's have numbers that say nothing, and are shown without."""
+    n, sample = len(logprobs), experience.batch.sample(row)
+    mask = response_mask(sample)
+    logprobs = np.where(mask, logprobs, np.nan)
     token_kl = None
     if experience.ref_BT is not None:
         token_kl = kl_tokens(torch.from_numpy(logprobs), experience.ref_BT[row, :n], "k3").numpy()
-    values = None if experience.values_BT is None else experience.values_BT[row, :n].numpy()
+    values = None if experience.values_BT is None else np.where(mask, experience.values_BT[row, :n].numpy(), np.nan)
     advantages = experience.advantages_BT[row, :n].float().numpy()
-    return TokenDetails(row, experience.batch.sample(row), logprobs, token_kl, advantages, values)
+    return TokenDetails(row, sample, logprobs, token_kl, advantages, values)

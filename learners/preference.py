@@ -15,13 +15,16 @@ import torch
 
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
+from actors.response_mask import response_mask, row_sums
 from actors.types import SampleBatch
-from learners.base import PolicyBase, row_sums
+from learners.base import PolicyBase
 from learners.engines.interface import TrainEngine
-from learners.experience import packed_index, pad
-from learners.methods.method import StepInputs, TokenDetails, UpdateResult, UpdateSettings
+from learners.experience import micro_mask, packed_index, pad
+from learners.methods.aggregation import masked
+from learners.methods.method import StepInputs, TokenDetails, UpdateResult, UpdateSettings, required
 from learners.methods.preference_losses import LOSSES, Pairs, kto_baseline, kto_loss, preference_loss
 from learners.methods.presets import PreferenceSettings
+from learners.stepping import MicroLoss
 
 
 class PreferenceLearner(PolicyBase):
@@ -40,44 +43,55 @@ class PreferenceLearner(PolicyBase):
         result = self._one_step(batch, loss, max_tokens=max(self._update.micro_batch_tokens, longest_pair(batch)))
         return replace(result, details=tuple(_details(inputs, row) for row in show_rows))
 
-    def _row_sums(self, packed: PackedTensors, micro: MicroBatch) -> torch.Tensor:
-        """[b] summed log-probs of the micro-batch's rows, with their gradient."""
+    def _row_sums(
+        self, packed: PackedTensors, micro: MicroBatch, mask: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log-probs summed over each row's own tokens, with their gradient; how many those are), [b] each, of the
+        micro-batch's rows. mask: the batch's, [T]."""
         flat, _ = token_logprobs(self._engine.module, packed, self._temperature)
-        return pad(flat.cpu(), packed_index(micro)).sum(dim=1)
+        mask_BT = micro_mask(mask, micro)
+        return masked(pad(flat.cpu(), packed_index(micro)), mask_BT).sum(dim=1), mask_BT.sum(dim=1)
 
-    def _pair_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
-        batch = inputs.batch
+    def _pair_loss(self, inputs: StepInputs) -> MicroLoss:
+        batch, mask = inputs.batch, response_mask(inputs.batch)
         pairs = len(batch) // 2
+        chosen_tokens = float(row_sums(mask, batch)[batch.sample_indices == 0, 1].sum())
         reference = reference_sums(inputs)
         ref_B = None if reference is None else torch.from_numpy(reference)
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
-            sums_B = self._row_sums(packed, micro)
+            sums_B, counts_B = self._row_sums(packed, micro, mask)
             rows = torch.from_numpy(micro.rows)
             chosen, rejected = sides(batch.group_rows[micro.rows], batch.sample_indices[micro.rows])
-            counts = torch.from_numpy(micro.row_lengths)
             pairs_P = Pairs(
                 chosen_P=sums_B[chosen],
                 rejected_P=sums_B[rejected],
                 ref_chosen_P=None if ref_B is None else ref_B[rows[chosen]],
                 ref_rejected_P=None if ref_B is None else ref_B[rows[rejected]],
-                chosen_tokens_P=counts[chosen],
-                rejected_tokens_P=counts[rejected],
+                chosen_tokens_P=counts_B[chosen],
+                rejected_tokens_P=counts_B[rejected],
             )
-            return preference_loss(pairs_P, self._settings, total_pairs=pairs, baseline=inputs.kto_baseline)
+            return preference_loss(
+                pairs_P,
+                self._settings,
+                total_pairs=pairs,
+                total_chosen_tokens=chosen_tokens,
+                baseline=inputs.kto_baseline,
+            )
 
         return micro_loss
 
-    def _judged_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
-        ref_B = torch.from_numpy(reference_sums(inputs))
+    def _judged_loss(self, inputs: StepInputs) -> MicroLoss:
+        ref_B, mask = torch.from_numpy(required(reference_sums(inputs), "reference")), response_mask(inputs.batch)
+        baseline = required(inputs.kto_baseline, "kto_baseline")
         desirable_B = torch.from_numpy(np.asarray(inputs.scores.values) > 0.5)
         good = float(desirable_B.sum())
         totals = (good, len(desirable_B) - good)
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
             rows = torch.from_numpy(micro.rows)
-            sums_B = self._row_sums(packed, micro)
-            return kto_loss(sums_B, ref_B[rows], desirable_B[rows], inputs.kto_baseline, self._settings, totals=totals)
+            sums_B, _ = self._row_sums(packed, micro, mask)
+            return kto_loss(sums_B, ref_B[rows], desirable_B[rows], baseline, self._settings, totals=totals)
 
         return micro_loss
 
@@ -85,22 +99,25 @@ class PreferenceLearner(PolicyBase):
         """float64 [B], the loss's own implicit rewards, beta u (length-averaged where the loss is); the policy's
         log-probs are `inputs.old`."""
         method = LOSSES[self._settings.loss]
-        sums, counts = row_sums(inputs.old, inputs.batch).T
+        sums, counts = row_sums(required(inputs.old, "old"), inputs.batch).T
         if method.reference:
-            sums = sums - reference_sums(inputs)
+            sums = sums - required(reference_sums(inputs), "reference")
         return self._settings.beta * (sums / np.maximum(counts, 1) if method.averaged else sums)
 
     def kto_baseline(self, inputs: StepInputs) -> float:
         """KTO's reference point, from samples that stand after another prompt than their own."""
-        lp_R = torch.from_numpy(row_sums(inputs.old, inputs.batch)[:, 0])
-        return float(kto_baseline(lp_R, torch.from_numpy(reference_sums(inputs))))
+        lp_R = torch.from_numpy(row_sums(required(inputs.old, "old"), inputs.batch)[:, 0])
+        ref_R = torch.from_numpy(required(reference_sums(inputs), "reference"))
+        return float(kto_baseline(lp_R, ref_R))
 
 
 def _details(inputs: StepInputs, row: int) -> TokenDetails:
-    """A sample as the engine made it. Its pair's loss pulls its tokens up (1) or down (-1): there are no advantages."""
+    """A sample as the engine made it. Its pair's loss pulls its own tokens up (1) or down (-1): there are no
+    advantages."""
     sample = inputs.batch.sample(row)
-    side = np.full(len(sample.token_ids), 1.0 if sample.sample_index == 0 else -1.0, np.float32)
-    return TokenDetails(row, sample, sample.logprobs, None, side, None)
+    mask = response_mask(sample)
+    side = np.where(mask, 1.0 if sample.sample_index == 0 else -1.0, 0.0).astype(np.float32)
+    return TokenDetails(row, sample, np.where(mask, sample.logprobs, np.nan), None, side, None)
 
 
 def reference_sums(inputs: StepInputs) -> np.ndarray | None:

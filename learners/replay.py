@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.response_mask import response_mask
 from learners.methods.method import StepInputs
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """not_finite: values of each column, of how many. gradients: parameters whose gradient was not finite, in the order
-    of the backward: the first is where it began. metrics: of the update. applied: whether it was finite this time."""
+    """not_finite: values of each column (of tokens: the policy's own), of how many. gradients: parameters whose
+    gradient was not finite, in the order of the backward: the first is where it began. metrics: of the update. applied:
+    whether it was finite this time."""
 
     not_finite: Mapping[str, tuple[int, int]]
     gradients: tuple[str, ...]
@@ -29,16 +31,20 @@ class Replayed:
 
 def replay(learner: Any, inputs: StepInputs) -> Replayed:
     """Update `learner` (PolicyLearner, PreferenceLearner, ...) with these columns and watch."""
-    columns = {
-        "scores": inputs.scores.values,
+    by_token = {
         "log-probs of the engine": inputs.batch.logprobs,
         "log-probs of the reference": inputs.reference,
         "log-probs before the update": inputs.old,
         "values": inputs.values,
+    }
+    by_row = {
+        "scores": inputs.scores.values,
         "baselines": inputs.baseline,
         "stored log-probs of the reference": inputs.row_reference,
     }
-    given = {name: column for name, column in columns.items() if column is not None}
+    mask = response_mask(inputs.batch)
+    given = {name: column[mask] for name, column in by_token.items() if column is not None}
+    given |= {name: column for name, column in by_row.items() if column is not None}
     bad: dict[str, None] = {}
     handles = [
         parameter.register_hook(_watch(name, bad))

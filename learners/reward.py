@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from actors.models.forward import PackedTensors, to_tensors
-from actors.models.packing import MicroBatch, micro_batches
+from actors.models.packing import MicroBatch, micro_batches, padding
 from actors.types import SampleBatch
 from learners.base import LearnerBase
 from learners.engines.interface import TrainEngine, unwrapped
@@ -22,6 +22,7 @@ from learners.methods.method import StepInputs, TokenColumn, UpdateResult, Updat
 from learners.methods.preference_losses import reward_model_loss
 from learners.methods.presets import RewardModelSettings
 from learners.preference import longest_pair, sides
+from learners.stepping import MicroLoss
 
 PREFIX = "classifier."
 """Of every parameter's name in `models.RewardNetwork`."""
@@ -50,7 +51,7 @@ class RewardLearner(LearnerBase):
         shares = micro_batches(batch, rows, budget, rank=self._engine.rank, ranks=self._engine.world_size)
         found, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         for micro in shares:
-            real = micro if micro is not None else micro_batches(batch, rows[:1], budget)[0]
+            real = micro if micro is not None else padding(batch, rows[:1], budget)
             out = self._scores(to_tensors(real, self._engine.device), real)
             if micro is not None:
                 found.append(micro.rows)
@@ -66,7 +67,7 @@ class RewardLearner(LearnerBase):
         loss = self._rating_loss(inputs) if self._settings.ratings else self._pair_loss(inputs)
         return self._one_step(batch, loss, max_tokens=max(self._update.micro_batch_tokens, longest_pair(batch)))
 
-    def _pair_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
+    def _pair_loss(self, inputs: StepInputs) -> MicroLoss:
         batch = inputs.batch
         margins_B = torch.from_numpy(np.array(inputs.scores.values, np.float32))
 
@@ -83,7 +84,7 @@ class RewardLearner(LearnerBase):
 
         return micro_loss
 
-    def _rating_loss(self, inputs: StepInputs):  # type: ignore[no-untyped-def]
+    def _rating_loss(self, inputs: StepInputs) -> MicroLoss:
         ratings_B = torch.from_numpy(np.array(inputs.scores.values, np.float32))
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from actors.models.forward import PackedTensors, to_tensors
-from actors.models.packing import MicroBatch, micro_batches
+from actors.models.packing import MicroBatch, micro_batches, padding
 from actors.types import SampleBatch
 from learners.engines.interface import StepResult, TrainEngine
 
@@ -31,7 +31,7 @@ def optimise(
     filler = [row for row in rows if batch.group_rows[row] == batch.group_rows[rows[0]]][:2]
     sums: dict[str, torch.Tensor] = {}
     for i, micro in enumerate(shares):
-        real = micro if micro is not None else micro_batches(batch, filler, max_tokens)[0]
+        real = micro if micro is not None else padding(batch, filler, max_tokens)
         loss, metrics = micro_loss(to_tensors(real, engine.device), real)
         if micro is None:
             loss = loss * 0.0
@@ -60,7 +60,7 @@ def gather_known(values: np.ndarray, engine: TrainEngine) -> np.ndarray:
     """Each value from the rank that knows it; NaN means unknown. Collective."""
     if engine.world_size == 1:
         return values
-    gathered: list[np.ndarray | None] = [None] * engine.world_size
+    gathered = [values] * engine.world_size  # places for what comes
     dist.all_gather_object(gathered, values)
     return functools.reduce(lambda known, other: np.where(np.isnan(known), other, known), gathered)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from actors.models.forward import PackedTensors, token_logprobs
 from actors.models.packing import MicroBatch
-from actors.types import ENVIRONMENT_TURN
+from actors.response_mask import response_mask
 from learners.base import PolicyBase
 from learners.methods.aggregation import masked
 from learners.methods.method import StepInputs, UpdateResult
@@ -26,7 +25,7 @@ class SupervisedLearner(PolicyBase):
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
         """One optimiser step: -sum(lp) / N over the N trained tokens of the whole batch (token-mean), in nats."""
         batch = inputs.batch
-        trained = torch.from_numpy(np.asarray(batch.turns) != ENVIRONMENT_TURN)
+        trained = torch.from_numpy(response_mask(batch))
         total = max(int(trained.sum()), 1)
 
         def micro_loss(packed: PackedTensors, micro: MicroBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
@@ -35,4 +34,4 @@ class SupervisedLearner(PolicyBase):
             return loss, {"loss": loss.detach()}
 
         result = self._one_step(batch, micro_loss)
-        return replace(result, metrics=result.metrics | {"sft/tokens": float(total)})
+        return replace(result, metrics={**result.metrics, "sft/tokens": float(total)})

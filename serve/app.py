@@ -2,7 +2,8 @@
 
 In: a ServedPolicy and ServeSettings (or, for a Serve config file and KubeRay's RayService, `build`'s plain arguments).
 Out: a Serve Application with the routes /v1/models, /v1/chat/completions, /v1/completions and /healthz. The model's
-own chat template makes the prompt. Left out: starting Ray (session.py); adapters, embeddings and audio.
+own chat template makes the prompt, and it alone writes control tokens (guard.py). Left out: starting Ray (session.py);
+adapters, embeddings and audio.
 """
 
 from __future__ import annotations
@@ -25,27 +26,33 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from actors.data.control import Controls
 from serve.front import FrontSettings, error_answer, make_front
+from serve.guard import policy_controls, refuse_control_tokens
 from serve.policy import ServedPolicy, find_policy
 from serve.settings import ServeSettings, token_from
 
 HEALTH_TIMEOUT_S = 5.0
 
 ROUTES = {
-    "models": lambda app: app.get("/v1/models", response_model=None),
-    "model_data": lambda app: app.get("/v1/models/{model:path}", response_model=None),
-    "chat": lambda app: app.post("/v1/chat/completions", response_model=None),
-    "completions": lambda app: app.post("/v1/completions", response_model=None),
+    "list_policy": lambda app: app.get("/v1/models", response_model=None),
+    "describe_policy": lambda app: app.get("/v1/models/{model:path}", response_model=None),
+    "answer_chat": lambda app: app.post("/v1/chat/completions", response_model=None),
+    "answer_completion": lambda app: app.post("/v1/completions", response_model=None),
     "healthz": lambda app: app.get("/healthz", response_model=None),
 }
 
 
 class PolicyIngress(OpenAiIngress):
-    """OpenAI's routes for one policy. The run's bare name is accepted as the model too and means the served version."""
+    """OpenAI's routes for one policy. The run's bare name is accepted as the model too and means the served version.
 
-    def __init__(self, *args: Any, policy: ServedPolicy, **kwargs: Any) -> None:
+    A route's method has a name of its own: it takes the raw request, which the base class's `chat` does not.
+    """
+
+    def __init__(self, *args: Any, policy: ServedPolicy, controls: Controls, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._policy = policy
+        self._controls = controls
         self._engine = next(iter(kwargs["llm_deployments"].values()))
 
     def _served(self, model: str | None) -> str:
@@ -64,22 +71,23 @@ class PolicyIngress(OpenAiIngress):
             "policy_version": self._policy.version,
         }
 
-    async def models(self) -> Response:
+    async def list_policy(self) -> Response:
         return JSONResponse({"object": "list", "data": [self._card()]})
 
-    async def model_data(self, model: str) -> Response:
+    async def describe_policy(self, model: str) -> Response:
         self._served(model)
         return JSONResponse(self._card())
 
-    async def chat(self, request: Request) -> Response:
+    async def answer_chat(self, request: Request) -> Response:
         body = await _parsed(ChatCompletionRequest, request)
+        refuse_control_tokens(await request.json(), self._controls)
         body.model = self._served(body.model)
-        return await super().chat(body, request)
+        return await self.chat(body, request)
 
-    async def completions(self, request: Request) -> Response:
+    async def answer_completion(self, request: Request) -> Response:
         body = await _parsed(CompletionRequest, request)
         body.model = self._served(body.model)
-        return await super().completions(body, request)
+        return await self.completions(body, request)
 
     async def healthz(self) -> Response:
         """200 when the engine answers its own health check in time; a load balancer takes 503 out of service."""
@@ -114,10 +122,11 @@ class WarmServer(LLMServer):
     async def start(self) -> None:
         await super().start()
         model = self._llm_config.model_id
-        warm_up = CompletionRequest(model=model, prompt="1", max_tokens=2)
+        warm_up = CompletionRequest.model_validate({"model": model, "prompt": "1", "max_tokens": 2})
         async for _ in await self.completions(warm_up):
             pass
-        turn = ChatCompletionRequest(model=model, messages=[{"role": "user", "content": "1"}], max_tokens=2)
+        messages = [{"role": "user", "content": "1"}]
+        turn = ChatCompletionRequest.model_validate({"model": model, "messages": messages, "max_tokens": 2})
         async for _ in await self.chat(turn):
             pass
 
@@ -166,15 +175,16 @@ def build_application(policy: ServedPolicy, settings: ServeSettings) -> ray_serv
     """Engine replicas, and one ingress in front of them behind the door."""
     config = engine_config(policy, settings)
     front = make_front(FrontSettings(policy.version, settings.max_body_bytes, settings.token_sha256))
-    front.add_exception_handler(OpenAIHTTPException, _openai_error)
+    front.exception_handler(OpenAIHTTPException)(_openai_error)
     ingress = make_fastapi_ingress(PolicyIngress, endpoint_map=ROUTES, app=front)
-    deployment = ray_serve.deployment(
-        ingress, name="PolicyIngress", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0}
+    deploy = ray_serve.deployment(
+        name="PolicyIngress", num_replicas=1, max_ongoing_requests=4096, ray_actor_options={"num_cpus": 0}
     )
-    return deployment.bind(
+    return deploy(ingress).bind(
         llm_deployments={policy.model_id: build_llm_deployment(config, deployment_cls=WarmServer)},
         model_cards={policy.model_id: to_model_metadata(policy.model_id, config)},
         policy=policy,
+        controls=policy_controls(policy),
     )
 
 

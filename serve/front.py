@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ OPEN_PATHS = frozenset({"/healthz"})
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
@@ -131,7 +131,7 @@ class Front:
 def make_front(settings: FrontSettings) -> FastAPI:
     """An app without routes, behind the door."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(HTTPException, _http_error)
+    app.exception_handler(HTTPException)(_http_error)
     app.add_middleware(Front, settings=settings)
     return app
 

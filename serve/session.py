@@ -18,10 +18,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -68,14 +69,17 @@ def serving(policy: ServedPolicy, settings: ServeSettings, host: str, port: int)
     try:
         # A replica asks for one CPU and one per engine worker; the ingress, the proxy and the controller for none.
         cpus = max(os.cpu_count() or 1, settings.replicas * (1 + max(1, settings.gpus)))
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(
+            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         _on_terminate(_interrupt)  # after ray.init, which installs its own
         ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
         try:
             ray_serve.run(build_application(policy, settings), name=APPLICATION, route_prefix="/")
         except RuntimeError as error:
-            logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+            # Ray fills this in while it starts, and types it as the None that it is before.
+            logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]
             cause = root_cause(logs) or str(error)
             raise ServeFailed(f"the engine did not start: {cause} (its logs are in {logs})") from error
         base = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
@@ -149,5 +153,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _on_terminate(handler: object) -> None:
+def _on_terminate(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
     signal.signal(signal.SIGTERM, handler)

@@ -7,13 +7,17 @@ out: which rows a step takes (order.py), labels and margins (they travel as scor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from actors.data.demonstrations import Demonstration
 from actors.data.judged import JudgedResponse
 from actors.data.preferences import PreferencePair
+from actors.data.stored import StoredRow
 from actors.types import ENVIRONMENT_TURN, FinishReason, Sample, SampleBatch
+
+Row = TypeVar("Row", PreferencePair, JudgedResponse)
 
 
 def pair_batch(rows: Sequence[tuple[PreferencePair, int]]) -> SampleBatch:
@@ -40,6 +44,22 @@ def mismatched_batch(
     return SampleBatch.from_samples(
         [_sample(row, at, 0, other.responses[0]) for (row, at), other in zip(rows, partners, strict=True)]
     )
+
+
+def pairs_of(rows: Sequence[tuple[StoredRow, int]]) -> list[tuple[PreferencePair, int]]:
+    """The rows, which are all pairs. TypeError if one is not."""
+    return [(_as(PreferencePair, row), at) for row, at in rows]
+
+
+def judged_of(rows: Sequence[tuple[StoredRow, int]]) -> list[tuple[JudgedResponse, int]]:
+    """The rows, which are all judged responses. TypeError if one is not."""
+    return [(_as(JudgedResponse, row), at) for row, at in rows]
+
+
+def _as(kind: type[Row], row: object) -> Row:
+    if not isinstance(row, kind):
+        raise TypeError(f"a row is a {type(row).__name__}, and the run learns from {kind.__name__}s")
+    return row
 
 
 def partners(prompts: Sequence[tuple[int, ...]]) -> list[int]:

@@ -1,8 +1,9 @@
 """The chat template, applied once: messages to token ids.
 
 In: a tokenizer (a transformers one, loaded by the caller), a column's value. Out: ids of a prompt, or of a prompt and
-a response whose ids continue the prompt's exactly as the policy would have continued them. Nothing here is
-re-tokenised later. Left out: reading rows, and any cut to a window.
+a response whose ids continue the prompt's exactly as the policy would have continued them; RowError where a text spells
+a control token, which only the template writes. Nothing here is re-tokenised later. Left out: reading rows, and any
+cut to a window.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from jinja2.exceptions import TemplateError
 
+from actors.data.control import refuse_messages
 from actors.data.errors import RowError
 from actors.data.rows import kind_of
 
@@ -25,11 +27,25 @@ class Tokenizer(Protocol):
 
     chat_template: Any
     eos_token_id: int | None
-    all_special_tokens: list[str]
+    unk_token_id: int | None
 
-    def apply_chat_template(self, conversation: Sequence[Message], **options: Any) -> Any: ...
+    @property
+    def all_special_tokens(self) -> list[str]: ...
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    @property
+    def is_fast(self) -> bool: ...
+
+    @property
+    def added_tokens_decoder(self) -> Any: ...
+
+    @property
+    def backend_tokenizer(self) -> Any: ...
+
+    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True, **options: Any) -> list[int]: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
 
 def require_template(tokenizer: Tokenizer, chat_template: bool) -> None:
@@ -71,6 +87,7 @@ def _message(where: str, value: Any) -> Message:
 
 def prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], chat_template: bool) -> list[int]:
     """The prompt as the policy sees it, ending where its response begins."""
+    refuse_messages(tokenizer, messages)
     if not chat_template:
         if len(messages) != 1:
             raise RowError("chat messages and system prompts need chat_template: true")
@@ -95,6 +112,7 @@ def response_ids(
     the boundary. What the template writes after the end-of-turn token (often a line break) is cut off, as the engine
     stops there; where it writes none, the tokenizer's EOS is appended.
     """
+    refuse_messages(tokenizer, [*messages, {"role": "assistant", "content": response}])
     if not chat_template:
         return _ended(tokenizer, response, response, NO_FRAME)[0]
     text = _templated_response(tokenizer, messages, response)
@@ -117,6 +135,7 @@ def turn_after(
 ) -> tuple[list[int], list[int], str]:
     """(ids since the last turn, ids of this one, the text so far). before: the text up to and with the last turn of
     the assistant's, None at the first. RowError where the template writes earlier messages anew."""
+    refuse_messages(tokenizer, [*messages, {"role": "assistant", "content": response}])
     if not chat_template:
         if before is not None:
             raise RowError("a conversation of several turns needs chat_template: true")

@@ -60,7 +60,9 @@ def load_demonstrations(settings: DemonstrationSettings, tokenizer: Tokenizer) -
         )
         return Demonstration(number, tuple(prompt), tuple(tokens), tuple(trained))
 
-    return load_rows(settings, tokenizer, read_rows(settings.origin), make, "conversation")
+    whole = settings.messages_column
+    texts = (settings.prompt_column, settings.completion_column) if whole is None else (whole,)
+    return load_rows(settings, tokenizer, read_rows(settings.origin), make, "conversation", texts)
 
 
 def conversation_ids(

@@ -59,7 +59,8 @@ def load_judged(settings: JudgedSettings, tokenizer: Tokenizer) -> StoredRows[Ju
         return JudgedResponse(number, prompt, ids, _label(columns, settings))
 
     raws = generate_judged(settings.origin) if settings.origin.task else read_rows(settings.origin)
-    return load_rows(settings, tokenizer, raws, make, "judged response")
+    texts = (settings.prompt_column, settings.completion_column)
+    return load_rows(settings, tokenizer, raws, make, "judged response", texts)
 
 
 def _label(columns: Mapping[str, Any], settings: JudgedSettings) -> float:

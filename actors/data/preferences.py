@@ -56,12 +56,13 @@ def load_preferences(settings: PreferenceSettings, tokenizer: Tokenizer) -> Stor
         messages, chosen, rejected = _split_row(columns, settings)
         if chosen.strip() == rejected.strip():
             raise RowError("chosen and rejected are equal, so the pair says nothing")
-        prompt, *sides = branch_ids(tokenizer, messages, (chosen, rejected), settings)
+        prompt, chosen_ids, rejected_ids = branch_ids(tokenizer, messages, (chosen, rejected), settings)
         margin = 0.0 if settings.margin_column is None else number_column(columns, settings.margin_column)
-        return PreferencePair(number, prompt, *sides, margin)
+        return PreferencePair(number, prompt, chosen_ids, rejected_ids, margin)
 
     raws = generate_pairs(settings.origin) if settings.origin.task else read_rows(settings.origin)
-    return load_rows(settings, tokenizer, raws, make, "pair")
+    texts = (settings.prompt_column, settings.chosen_column, settings.rejected_column)
+    return load_rows(settings, tokenizer, raws, make, "pair", texts)
 
 
 def _split_row(columns: Mapping[str, Any], settings: PreferenceSettings) -> tuple[list[Message], str, str]:
@@ -118,23 +119,25 @@ def generate_pairs(origin: Origin) -> Iterator[RawRow]:
     another question's answer that the task scores lower. An entry for which no wrong answer is found in 20 tries is a
     bad row.
     """
-    rows = list(read_task(origin))
+    if origin.task is None:
+        raise ValueError(f"pairs are generated from a reasoning_gym task, and {origin.name} is none")
+    rows = list(read_task(origin.task, origin))
     task = create_task(origin.task, origin.task_params or {}, size=1, seed=origin.seed)
     rng = random.Random(origin.seed)
-    for number, raw in enumerate(rows):
-        entry, right = raw.columns, str(raw.columns["answer"])
+    for number, (where, entry) in enumerate(rows):
+        right = str(entry["answer"])
         try:
             chosen = origin.say(entry, right, number, PLAIN_ANSWER)
             if origin.rejected_format is not None:
                 rejected = said_as(origin.rejected_format, entry, right)
-            elif wrong := _wrong_answer(task, entry, [other.columns for other in rng.choices(rows, k=20)], rng):
+            elif wrong := _wrong_answer(task, entry, [other for _, other in rng.choices(rows, k=20)], rng):
                 rejected = origin.say(entry, wrong, number, PLAIN_ANSWER)
             else:
                 raise RowError("no wrong answer found for this entry; choose another task")
         except RowError as error:
-            yield RawRow(raw.where, None, str(error))
+            yield RawRow(where, None, str(error))
         else:
-            yield RawRow(raw.where, {"chosen": chosen, "rejected": rejected, "prompt": entry["question"]})
+            yield RawRow(where, {"chosen": chosen, "rejected": rejected, "prompt": entry["question"]})
 
 
 def _wrong_answer(task: Any, entry: Mapping[str, Any], others: Sequence[Mapping], rng: random.Random) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template
+from actors.data.control import refuse_columns, refuse_settings
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, read_rows
 from actors.data.stored import check_overlong
@@ -142,6 +143,7 @@ def load_prompts(settings: PromptSettings, tokenizer: Tokenizer) -> PromptSource
     """Read, check, template and tokenise every row. DataError names all bad rows at once."""
     require_template(tokenizer, settings.chat_template)
     origin = settings.origin
+    refuse_settings(tokenizer, origin.name, system_prompt=settings.system_prompt, suffix=settings.suffix)
     problems = Problems(origin.name, settings.skip_invalid)
     rows: list[PromptRow] = []
     read = truncated = dropped = 0
@@ -177,6 +179,7 @@ def _prompt_row(raw: RawRow, settings: PromptSettings, tokenizer: Tokenizer) -> 
     if column not in raw.columns:
         raise RowError(f"no column {column!r}; the row has {', '.join(map(str, raw.columns)) or 'none'}")
     value = raw.columns[column]
+    refuse_columns(tokenizer, raw.columns, (column,))
     messages = messages_of(column, value, settings.system_prompt)
     if messages[-1]["role"] == "assistant":
         raise RowError(f"{column} ends with the assistant's turn; it must end where the response begins")
@@ -226,13 +229,20 @@ def train_and_heldout(
 
 def _task_heldout(settings: PromptSettings, heldout_size: int, tokenizer: Tokenizer) -> PromptSource:
     """Distinct questions from a far seed; more are generated while duplicates leave too few (8 times at most)."""
-    seed = settings.seed + HELDOUT_SEED_STEP
-    for oversample in (1, 2, 4, 8):
-        found = load_prompts(replace(settings, size=heldout_size * oversample, seed=seed), tokenizer).distinct()
+    far = replace(settings, seed=settings.seed + HELDOUT_SEED_STEP)
+
+    def distinct(size: int) -> PromptSource:
+        return load_prompts(replace(far, size=size), tokenizer).distinct()
+
+    found = distinct(heldout_size)
+    for oversample in (2, 4, 8):
         if len(found) >= heldout_size:
-            return PromptSource(found.name, found.rows[:heldout_size], LoadCounts(read=heldout_size))
-    reason = f"only {len(found)} distinct questions in {heldout_size * 8}; lower heldout_size or widen task_params"
-    raise DataError(found.name, [(found.name, reason)])
+            break
+        found = distinct(heldout_size * oversample)
+    if len(found) < heldout_size:
+        reason = f"only {len(found)} distinct questions in {heldout_size * 8}; lower heldout_size or widen task_params"
+        raise DataError(found.name, [(found.name, reason)])
+    return PromptSource(found.name, found.rows[:heldout_size], LoadCounts(read=heldout_size))
 
 
 def _chosen_heldout(source: PromptSource, heldout_size: int, seed: int) -> PromptSource:

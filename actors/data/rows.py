@@ -66,12 +66,13 @@ class Origin:
 def read_rows(origin: Origin) -> Iterator[RawRow]:
     """Every row of the source, bad ones included, in file order."""
     if origin.task:
-        return read_task(origin)
+        return (RawRow(where, entry) for where, entry in read_task(origin.task, origin))
     if origin.hub_id:
-        return _read_hub(origin)
+        return _read_hub(origin.hub_id, origin)
     if origin.hub_config is not None:
         reason = f"the subset {origin.hub_config} is of a hub data set and this one is on disk; remove data.subset"
         raise DataError(origin.name, [(origin.name, reason)])
+    assert origin.path is not None, "an origin has a path where it has neither a task nor a hub id"
     path = Path(origin.path).expanduser()
     if not path.exists():
         raise DataError(origin.name, [(str(path), "there is no such file or directory")])
@@ -135,16 +136,16 @@ def _read_datasets_directory(path: Path, split: str) -> Iterator[RawRow]:
     return _enumerate(str(path), loaded)
 
 
-def _read_hub(origin: Origin) -> Iterator[RawRow]:
+def _read_hub(hub_id: str, origin: Origin) -> Iterator[RawRow]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(origin.hub_id, origin.hub_config, split=origin.split)
+        loaded = datasets.load_dataset(hub_id, origin.hub_config, split=origin.split)
     # ValueError: unknown config or split; OSError covers a missing data set and every connection error.
     except (ValueError, OSError) as error:
         reason = f"cannot be loaded from the Hugging Face hub; check the id and the network, or give a path ({error})"
-        raise DataError(origin.hub_id, [(f"{origin.hub_id}[{origin.split}]", reason)]) from error
-    return _enumerate(f"{origin.hub_id}[{origin.split}]", loaded)
+        raise DataError(hub_id, [(f"{hub_id}[{origin.split}]", reason)]) from error
+    return _enumerate(f"{hub_id}[{origin.split}]", loaded)
 
 
 def _enumerate(name: str, rows: Any) -> Iterator[RawRow]:
@@ -152,14 +153,14 @@ def _enumerate(name: str, rows: Any) -> Iterator[RawRow]:
         yield RawRow(f"{name}:row {number}", dict(columns))
 
 
-def read_task(origin: Origin) -> Iterator[RawRow]:
-    """Questions of a reasoning_gym task: columns question, answer, metadata, and task and task_params, from which
-    the `reasoning_gym` reward rebuilds the task that scores the answer."""
+def read_task(task: str, origin: Origin) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, columns) of each question of a reasoning_gym task, which is the origin's: columns question,
+    answer, metadata, and task and task_params, from which the `reasoning_gym` reward rebuilds the task that scores the
+    answer."""
     params = dict(origin.task_params or {})
-    dataset = create_task(origin.task, params, origin.size, origin.seed)
+    dataset = create_task(task, params, origin.size, origin.seed)
     for number, entry in enumerate(dataset):
-        columns = {**entry, "task": origin.task, "task_params": params}
-        yield RawRow(f"reasoning_gym/{origin.task}[seed {origin.seed}]:{number}", columns)
+        yield f"reasoning_gym/{task}[seed {origin.seed}]:{number}", {**entry, "task": task, "task_params": params}
 
 
 def said_as(said: str, columns: Mapping[str, Any], answer: str) -> str:

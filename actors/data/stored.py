@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from actors.data.chat import Message, Tokenizer, prompt_ids, require_template, response_ids
+from actors.data.control import refuse_columns, refuse_settings
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, kind_of
 
@@ -48,10 +49,16 @@ def check_overlong(value: str) -> None:
 
 
 class StoredRow(Protocol):
-    """id: place among the source's usable rows."""
+    """A frozen dataclass: `load_rows` cuts a row's prompt by replacing it."""
 
-    id: int
-    prompt_tokens: tuple[int, ...]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def id(self) -> int:
+        """Place among the source's usable rows."""
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]: ...
 
     @property
     def responses(self) -> tuple[tuple[int, ...], ...]:
@@ -104,10 +111,13 @@ def load_rows(
     raws: Iterable[RawRow],
     make: Callable[[int, Mapping[str, Any]], Row],
     noun: str,
+    texts: Sequence[str],
 ) -> StoredRows[Row]:
-    """`make(id, columns)` of every row. DataError names all bad rows at once, as `noun`s."""
+    """`make(id, columns)` of every row. DataError names all bad rows at once, as `noun`s. texts: the columns whose text
+    or messages become tokens, in which no control token may be spelled."""
     require_template(tokenizer, settings.chat_template)
     name, limit = settings.origin.name, settings.max_tokens
+    refuse_settings(tokenizer, name, system_prompt=settings.system_prompt)
     problems = Problems(name, settings.skip_invalid)
     rows: list[Row] = []
     read = truncated = dropped = 0
@@ -116,6 +126,7 @@ def load_rows(
         try:
             if raw.columns is None:
                 raise RowError(raw.problem or "unreadable")
+            refuse_columns(tokenizer, raw.columns, texts)
             row = make(len(rows), raw.columns)
         except RowError as error:
             problems.skip(raw.where, str(error))

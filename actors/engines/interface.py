@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from actors.models.lora import LoraSettings
+from actors.transports.interface import DeviceBucket
 from actors.types import FinishReason, WeightBucket
 
 
@@ -105,7 +106,7 @@ class RolloutEngine(Protocol):
         """Enter the state between versions (again, if an update was abandoned or failed). Running requests stay and go
         on after `finish_update`, over the keys and values they have; those without a token start afresh."""
 
-    def load_bucket(self, bucket: WeightBucket) -> None:
+    def load_bucket(self, bucket: WeightBucket | DeviceBucket) -> None:
         """Load one bucket, in any order. Its bytes stay as they are until `finish_update` (they may be a view of shared
         memory) and nothing of it is kept after that. ValueError for a name the model does not have or a shape that is
         not its own."""

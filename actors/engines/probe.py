@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.response_mask import response_mask
 from actors.types import SampleBatch
 
 PROBE_DOUBT, PROBE_TOKENS = 32.0, 1024
@@ -23,8 +24,11 @@ tokens of a tuned policy have, the mean swings by a factor of 2.4 between its 5t
 class Share(Protocol):
     """A rank's part of a column: `values` of the tokens at `slots`."""
 
-    slots: np.ndarray
-    values: np.ndarray
+    @property
+    def slots(self) -> np.ndarray: ...
+
+    @property
+    def values(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ def mismatch(engine: np.ndarray, learner: Sequence[Share]) -> Mismatch:
 
 def worth_recording(batch: SampleBatch, least: int) -> list[int]:
     """The first rows of a batch: `least` of them, and more until their tokens were doubtful enough."""
-    doubts = np.concatenate([[0.0], np.cumsum(1.0 - np.exp(batch.logprobs.astype(np.float64)))])[batch.offsets[1:]]
+    doubt = np.where(response_mask(batch), 1.0 - np.exp(batch.logprobs.astype(np.float64)), 0.0)
+    doubts = np.concatenate([[0.0], np.cumsum(doubt)])[batch.offsets[1:]]
     enough = 1 + min(np.searchsorted(doubts, PROBE_DOUBT), np.searchsorted(batch.offsets[1:], PROBE_TOKENS))
     return list(range(min(len(batch), max(least, int(enough)))))
 

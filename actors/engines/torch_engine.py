@@ -18,8 +18,9 @@ from actors.engines.interface import EngineBetweenVersions, EngineSettings, Requ
 from actors.engines.limits import end_tokens, refuse_sleep, room
 from actors.engines.sampling import draw, uniforms
 from actors.models.adapters import AdapterInbox, adapter_parameters, attach
-from actors.models.numerics import settle_kernels
+from actors.models.numerics import placed, settle_kernels
 from actors.transports.buckets import views_of
+from actors.transports.interface import DeviceBucket
 from actors.types import FinishReason, WeightBucket
 
 
@@ -54,7 +55,8 @@ class TorchEngine:
         self._settings = settings
         self._device = torch.device(device)
         dtype = getattr(torch, settings.dtype)
-        self._model = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=dtype).to(self._device).eval()
+        model = AutoModelForCausalLM.from_pretrained(settings.model_path, dtype=dtype)
+        self._model = placed(model, self._device).eval()
         self._inbox: AdapterInbox | None = None
         if settings.lora is not None:
             attach(self._model, settings.lora)
@@ -116,7 +118,7 @@ class TorchEngine:
         self._missing = {id(p) for p in self._model.parameters()}
 
     @torch.no_grad()
-    def load_bucket(self, bucket: WeightBucket) -> None:
+    def load_bucket(self, bucket: WeightBucket | DeviceBucket) -> None:
         if not self._between:
             raise RuntimeError("load_bucket outside an update: call start_update first")
         if self._inbox is not None:
@@ -226,7 +228,9 @@ class TorchEngine:
     def _text(self, tokens: list[int]) -> str:
         if self._tokenizer is None:
             self._tokenizer = AutoTokenizer.from_pretrained(self._settings.model_path)
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        assert isinstance(text, str), "one sequence is decoded to one text"
+        return text
 
     def _score(self, prompt: Sequence[int], response: Sequence[int]) -> np.ndarray:
         """Position t's logits decide token t+1, so the response is read one position earlier."""

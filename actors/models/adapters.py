@@ -11,19 +11,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from actors.models.lora import LoraSettings
 from actors.transports.buckets import tensors_of
+from actors.transports.interface import DeviceBucket
 from actors.types import WeightBucket
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
@@ -32,23 +34,30 @@ PREFIX = "base_model.model."
 """Before every module's name in PEFT's files."""
 
 
-def attach(model: nn.Module, lora: LoraSettings) -> None:
+def attach(model: PreTrainedModel, lora: LoraSettings) -> None:
     """Put new adapters into a transformers model, in place, and freeze everything else. A's start depends on
     `lora.seed` alone. ValueError, peft's own, for a target that is not there."""
-    from peft import LoraConfig, inject_adapter_in_model  # a second of every learner's start, where it is wanted
+    from peft import inject_adapter_in_model  # a second of every learner's start, where it is wanted
 
     trunk = model.base_model
     model.requires_grad_(False)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules="all-linear" if lora.targets is None else list(lora.targets),
-        lora_dropout=0.0,
-        bias="none",
-    )
+    config = _peft_config(lora, "all-linear" if lora.targets is None else list(lora.targets))
     with torch.random.fork_rng():
         torch.manual_seed(lora.seed)
         inject_adapter_in_model(config, trunk)
+
+
+def _peft_config(lora: LoraSettings, targets: str | list[str], **facts: Any) -> LoraConfig:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # declared an int; peft divides it by the rank, whatever it is
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        **facts,
+    )
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
@@ -103,20 +112,9 @@ def missing_targets(model_path: str, targets: Sequence[str]) -> dict[str, tuple[
 
 def write_adapter(directory: Path, tensors: Mapping[str, torch.Tensor], lora: LoraSettings, base: str) -> None:
     """A PEFT directory of these tensors, by published name, for the causal language model `base`."""
-    from peft import LoraConfig
-
     targets = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in tensors}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=sorted(targets),
-        lora_dropout=0.0,
-        bias="none",
-        inference_mode=True,
-    )
-    config.save_pretrained(directory)
+    facts = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True}
+    _peft_config(lora, sorted(targets), **facts).save_pretrained(str(directory))
     save_file(dict(tensors), directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
@@ -130,7 +128,7 @@ class AdapterInbox:
     def clear(self) -> None:
         self._tensors = {}
 
-    def put(self, bucket: WeightBucket) -> None:
+    def put(self, bucket: WeightBucket | DeviceBucket) -> None:
         """Copy a bucket's tensors. ValueError for a name or shape that is not the adapter's."""
         for name, tensor in tensors_of(bucket):
             if name not in self._shapes:

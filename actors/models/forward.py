@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.models.packing import MicroBatch, micro_batches
+from actors.models.packing import MicroBatch, micro_batches, padding
 from actors.types import SampleBatch
 
 CHUNK = 64
@@ -75,7 +75,9 @@ class _LogProbs(torch.autograd.Function):
     d lp / d z = onehot - p and d H / d z = -p (log p + H)."""
 
     @staticmethod
-    def forward(ctx, logits, targets, scale):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         n = logits.shape[0]
         logprobs = torch.empty(n, dtype=torch.float32, device=logits.device)
         entropies = torch.empty_like(logprobs)
@@ -95,7 +97,9 @@ class _LogProbs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx, grad_logprobs, grad_entropies):  # type: ignore[no-untyped-def]
+    def backward(
+        ctx: Any, grad_logprobs: torch.Tensor, grad_entropies: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
         logits, targets, lse, entropies = ctx.saved_tensors
         grad = torch.empty_like(logits)
         with_entropy = bool((grad_entropies != 0).any())
@@ -134,7 +138,7 @@ def score_tokens(
     slots, logprobs = [], []
     shares = micro_batches(batch, rows, max_tokens, rank=rank, ranks=ranks)
     for micro in shares:
-        real = micro if micro is not None else micro_batches(batch, rows[:1], max_tokens)[0]
+        real = micro if micro is not None else padding(batch, rows[:1], max_tokens)
         lp, _ = token_logprobs(model, to_tensors(real, device), temperature)
         if micro is not None:
             slots.append(micro.slots)

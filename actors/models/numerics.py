@@ -1,12 +1,16 @@
-"""Make this process's elementary functions exact before a model uses them.
+"""Before a model computes: this process's elementary functions made exact, and the model where it is to run.
 
-In: nothing. Out: nothing; torch computes sin, cos, exp and their kin with full precision from the first call on. Left
-out: devices other than the CPU.
+In: a model, where it goes. Out: the model there; torch computes sin, cos, exp and their kin with full precision from
+the first call on. Left out: kernels of devices other than the CPU.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 _FUNCTIONS = (
     *("acos", "asin", "atan", "ceil", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "floor", "lgamma"),
@@ -25,3 +29,9 @@ def settle_kernels() -> None:
         one = torch.full((1,), 0.5, dtype=dtype)
         for name in _FUNCTIONS:
             getattr(torch, name)(one)
+
+
+def placed(model: Model, where: torch.device | torch.dtype | str) -> Model:
+    """The model itself, moved to a device or cast to a dtype. transformers wraps its models' `to` such that a type
+    checker takes it for no method; by torch's own declaration it is one."""
+    return model.to(where)

@@ -96,11 +96,11 @@ def fill(trees: Sequence[Tree], max_tokens: int) -> list[list[Tree]]:
     ordered = sorted(trees, key=lambda t: (-t.cost, t.rows))
     loads: list[int] = []
     for tree in ordered:
-        fits = next((i for i, load in enumerate(loads) if load + tree.cost <= max_tokens), None)
-        if fits is None:
+        first = next((i for i, load in enumerate(loads) if load + tree.cost <= max_tokens), None)
+        if first is None:
             loads.append(tree.cost)
         else:
-            loads[fits] += tree.cost
+            loads[first] += tree.cost
     balanced = share_out(ordered, max(1, len(loads)))
     if all(sum(t.cost for t in bin_) <= max(max_tokens, max((t.cost for t in bin_), default=0)) for bin_ in balanced):
         return [bin_ for bin_ in balanced if bin_]
@@ -172,6 +172,11 @@ def micro_batches(
     count = max(len(s) for s in shares)
     mine: list[MicroBatch | None] = [lay_out(batch, trees) for trees in shares[rank]]
     return mine + [None] * (count - len(mine))
+
+
+def padding(batch: SampleBatch, rows: Sequence[int], max_tokens: int) -> MicroBatch:
+    """The first micro-batch of these rows alone: what a rank forwards where `micro_batches` pads."""
+    return lay_out(batch, fill(plant(batch, rows, max_tokens), max_tokens)[0])
 
 
 def _join(parts: Sequence[np.ndarray]) -> np.ndarray:

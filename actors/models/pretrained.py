@@ -112,11 +112,13 @@ def convert_gguf(source: Path, directory: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from actors.models.numerics import placed
+
     origin = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(**origin)
     model = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.float32)
     _forget_quantisation(model)
-    model = model.to(torch.bfloat16)
+    model = placed(model, torch.bfloat16)
     model.config.dtype = torch.bfloat16
     _agree_on_end(model, tokenizer)
     model.save_pretrained(directory)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.models.attention import implementation
 from actors.models.forward import score_tokens
-from actors.models.numerics import settle_kernels
+from actors.models.numerics import placed, settle_kernels
 from actors.types import SampleBatch
 
 
@@ -34,17 +34,13 @@ class ReferenceScorer:
     ) -> None:
         settle_kernels()
         self._device = torch.device(device)
-        self._model = (
-            AutoModelForCausalLM.from_pretrained(
-                model_path,
-                dtype=getattr(torch, dtype),
-                attn_implementation=implementation(attention),
-                trust_remote_code=trust_remote_code,
-            )
-            .to(self._device)
-            .eval()
-            .requires_grad_(False)
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path,
+            dtype=getattr(torch, dtype),
+            attn_implementation=implementation(attention),
+            trust_remote_code=trust_remote_code,
         )
+        self._model = placed(model, self._device).eval().requires_grad_(False)
         self._temperature = temperature
         self._max_tokens = max_tokens
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from actors.data.as_text import chat_ids, plain_ids
 from actors.data.chat import Message
-from actors.models.numerics import settle_kernels
+from actors.models.numerics import placed, settle_kernels
 
 
 class RewardModel:
@@ -34,7 +35,7 @@ class RewardModel:
         max_length: int = 4096,
         max_tokens_per_batch: int = 16384,
     ) -> None:
-        self.model = load_classifier(model_path, dtype).to(device).eval()
+        self.model = placed(load_classifier(model_path, dtype), device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model_path)
         self.device = torch.device(device)
         self.max_length = max_length
@@ -42,12 +43,12 @@ class RewardModel:
         self.truncated = 0
 
     def score_conversations(self, conversations: Sequence[list[Message]]) -> np.ndarray:
-        """Scores of conversations that end with the assistant's turn, float64 [B]."""
+        """Scores of conversations that end with the assistant's turn, float64 [B]. Messages are text, whatever they
+        spell: a response cannot end its turn and go on with another."""
         if not self.tokenizer.chat_template:
             texts = ["\n".join(message["content"] for message in chat) for chat in conversations]
-            return self.score_tokens([self.tokenizer.encode(text) for text in texts])
-        ids = [self.tokenizer.apply_chat_template(c, tokenize=True, return_dict=False) for c in conversations]
-        return self.score_tokens(ids)
+            return self.score_tokens([plain_ids(self.tokenizer, text) for text in texts])
+        return self.score_tokens([chat_ids(self.tokenizer, chat) for chat in conversations])
 
     def score_tokens(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
         """Scores of token sequences, float64 [B], in the order given; longest first in the forwards."""
@@ -79,7 +80,7 @@ class ScoreHead(nn.Linear):
         return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-def exact_head(model: nn.Module) -> nn.Module:
+def exact_head(model: PreTrainedModel) -> PreTrainedModel:
     """The classifier with its `score` head, if it has a linear one, as a `ScoreHead` of the same parameters."""
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):
@@ -90,7 +91,7 @@ def exact_head(model: nn.Module) -> nn.Module:
     return model
 
 
-def score_batch(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+def score_batch(model: PreTrainedModel, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """float32 [B]: the head's value at each row's last position where `mask_BT` is 1, padding on either side.
 
     Models without a per-token `score` head (encoders, which pool at their first token) use their own pooling.
@@ -104,10 +105,10 @@ def score_batch(model: nn.Module, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -
     places_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     last_B = (places_T * mask_BT).argmax(-1)
     last_BD = hidden_BTD[torch.arange(len(ids_BT), device=ids_BT.device), last_B]
-    return model.score(last_BD)[:, 0].float()
+    return model.get_submodule("score")(last_BD)[:, 0].float()
 
 
-def load_classifier(model_path: str | Path, dtype: torch.dtype) -> nn.Module:
+def load_classifier(model_path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its one-label head; ValueError when the checkpoint has no such head."""
     settle_kernels()
     model, info = AutoModelForSequenceClassification.from_pretrained(model_path, dtype=dtype, output_loading_info=True)

@@ -25,7 +25,10 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 HEADER = struct.Struct(">Q")
 
@@ -38,7 +41,7 @@ class Child:
         self._reply_fd = reply_fd
         self._batched_mark = batched_mark
         self._functions: list[tuple[Callable, bool, dict]] = []
-        self._loop = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self) -> None:
         while header := self._requests.read(HEADER.size):
@@ -68,7 +71,9 @@ class Child:
             kinds.append({"batched": batched, "asynchronous": is_async(function)})
         self.reply(problems=problems, kinds=kinds)
 
-    def do_score(self, index: int, rows: list[int], columns: tuple[list, list, list], timeout_s: float, width: int):
+    def do_score(
+        self, index: int, rows: list[int], columns: tuple[list, list, list], timeout_s: float, width: int
+    ) -> None:
         """Score `rows` (numbers the parent gave to the samples in `columns`); frames, then a last one with done."""
         function, batched, args = self._functions[index]
         if batched:
@@ -143,6 +148,8 @@ def load_function(reference: str) -> Callable:
         sys.path.append(os.path.dirname(where))
         module_name = "reward_file_" + "".join(c if c.isalnum() else "_" for c in where)
         spec = importlib.util.spec_from_file_location(module_name, where)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{where} cannot be loaded as a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         spec.loader.exec_module(module)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actors.data.as_text import masked, templated_ids
 from actors.rewards.runner import RewardRunner
 
 TEMPLATE = (
@@ -50,12 +51,13 @@ class ModelJudge:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from actors.models.numerics import settle_kernels
+        from actors.models.numerics import placed, settle_kernels
 
         settle_kernels()
         self._torch = torch
         self._tokenizer = AutoTokenizer.from_pretrained(model_path)
-        self._model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16)
+        self._model = placed(model, device).eval()
         self._device, self._template = device, template
         self._max_length, self._max_tokens = max_length, max_tokens_per_batch
         self._letters = [self._tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "AB"]
@@ -63,10 +65,7 @@ class ModelJudge:
     def prefer(
         self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str], data: Sequence[Mapping[str, Any]]
     ) -> np.ndarray:
-        questions = [
-            self._ids(self._template.format(prompt=p, first=a, second=b))
-            for p, a, b in zip(prompts, first, second, strict=True)
-        ]
+        questions = [self._ids(p, a, b) for p, a, b in zip(prompts, first, second, strict=True)]
         found = np.full(len(questions), np.nan)
         order = sorted(range(len(questions)), key=lambda row: len(questions[row]))
         while order:
@@ -78,15 +77,18 @@ class ModelJudge:
     def close(self) -> None:
         """It has no process of its own."""
 
-    def _ids(self, text: str) -> list[int]:
-        chat = [{"role": "user", "content": text}]
-        ids = self._tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    def _ids(self, prompt: str, first: str, second: str) -> list[int]:
+        """The question's ids. What was asked and answered is text, whatever it spells: a response that could end its
+        turn would write the verdict itself. The template may write control tokens."""
+        (prompt, first, second), marks = masked(self._tokenizer, (prompt, first, second), beside=self._template)
+        text = self._template.format(prompt=prompt, first=first, second=second)
+        ids = templated_ids(self._tokenizer, [{"role": "user", "content": text}], marks, add_generation_prompt=True)
         if len(ids) > self._max_length:
             raise ValueError(
                 f"a judge's question of {len(ids)} tokens is past its max_length {self._max_length}; raise it or lower "
                 "rollout.sampling.max_tokens"
             )
-        return list(ids)
+        return ids
 
     def _forward(self, rows: list[list[int]]) -> np.ndarray:
         torch, width = self._torch, max(map(len, rows))
@@ -152,7 +154,7 @@ def swapped(
 
 def win_shares(
     judge: Judge,
-    groups: Sequence[int],
+    groups: Sequence[int] | np.ndarray,
     prompts: Sequence[str],
     responses: Sequence[str],
     data: Sequence[Mapping[str, Any]],

@@ -7,7 +7,7 @@ models (actors/models/reward_model.py), and how many failures a run may have (th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ ERRORS_KEPT = 5
 class Decoder(Protocol):
     """What is needed of a transformers tokenizer."""
 
-    def batch_decode(self, sequences: Sequence[Any], skip_special_tokens: bool = False) -> list[str]: ...
+    def batch_decode(self, sequences: list[list[int]], skip_special_tokens: bool = False) -> list[str]: ...
 
 
 class ConversationModel(Protocol):
@@ -98,12 +98,7 @@ class Scorer:
         values, parts = scored.values.copy(), dict(scored.parts)
         errors = dict(scored.errors)
         groups = batch.groups[batch.group_rows]
-        for kind, part in (*(("reward model", m) for m in self._models), *(("judge", j) for j in self._judges)):
-            if kind == "judge":
-                column = win_shares(part.judge, groups, texts, responses, data)
-            else:
-                chats = [_conversation(t, r, d) for t, r, d in zip(texts, responses, data, strict=True)]
-                column = np.asarray(part.model.score_conversations(chats), np.float64)
+        for kind, part, column in self._asked(groups, texts, responses, data):
             for row in np.flatnonzero(~np.isfinite(column)):
                 reason = f"{kind} {part.name!r}, sample {row}: returned {column[row]}"
                 errors[int(row)] = "; ".join(filter(None, (errors.get(int(row)), reason)))
@@ -115,6 +110,16 @@ class Scorer:
             values += parts[MISSING_EOS]
         scores = ScoreBatch(values, parts, errors)
         return scores, score_stats(scores)
+
+    def _asked(
+        self, groups: np.ndarray, texts: list[str], responses: list[str], data: list[dict[str, Any]]
+    ) -> Iterator[tuple[str, WeightedModel | WeightedJudge, np.ndarray]]:
+        """(what it is, the part, its float64 scores [B]) of each reward model, then of each judge."""
+        for rated in self._models:
+            chats = [_conversation(t, r, d) for t, r, d in zip(texts, responses, data, strict=True)]
+            yield "reward model", rated, np.asarray(rated.model.score_conversations(chats), np.float64)
+        for ranked in self._judges:
+            yield "judge", ranked, win_shares(ranked.judge, groups, texts, responses, data)
 
     def responses(self, batch: SampleBatch) -> list[str]:
         """Response texts, special tokens left out."""

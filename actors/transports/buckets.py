@@ -28,7 +28,8 @@ def cut(
     named: Iterable[tuple[str, torch.Tensor]], max_bytes: int
 ) -> Iterator[tuple[int, bool, list[tuple[str, torch.Tensor]]]]:
     """(index, whether it is the last, its tensors) of each bucket."""
-    index, held, size = 0, [], 0
+    index, size = 0, 0
+    held: list[tuple[str, torch.Tensor]] = []
     for name, tensor in named:
         if held and size + tensor.nbytes > max_bytes:
             yield index, False, held

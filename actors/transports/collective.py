@@ -51,29 +51,36 @@ class Group:
         """Returns when all have come."""
         began = time.monotonic()
         try:
-            if link.rank > 0:
-                self._store = dist.TCPStore(link.address, link.port, link.size, False, timeout=self._timeout)
+            store = self._meeting(link)
             # NCCL makes its communicator at the first broadcast and waits there without a deadline: not before all are.
-            if self._store.add("come", 1) == link.size:
-                self._store.set("complete", "yes")
-            self._store.wait(["complete"], self._timeout)
-            self._group = self._process_group(link)
+            if store.add("come", 1) == link.size:
+                store.set("complete", "yes")
+            store.wait(["complete"], self._timeout)
+            self._group = self._process_group(link, store)
         except Exception as error:  # torch raises several kinds here
             raise TransportError(
                 f"the group of {link.size} at {link.address}:{link.port} {self._outcome(error, began)}"
             ) from error
+
+    def _meeting(self, link: Link) -> dist.TCPStore:
+        """The place where the group meets: rank 0 has opened it, the others come to it."""
+        if link.rank > 0:
+            self._store = dist.TCPStore(link.address, link.port, link.size, False, timeout=self._timeout)
+        if self._store is None:
+            raise RuntimeError("rank 0 has not opened its place: call meet first")
+        return self._store
 
     def _outcome(self, error: Exception, began: float) -> str:
         if time.monotonic() - began < 0.95 * self._timeout_s:
             return f"failed: {first_line(error)}"
         return f"was not complete within {self._timeout_s:g} s: {first_line(error)}"
 
-    def _process_group(self, link: Link) -> Any:
+    def _process_group(self, link: Link, store: dist.TCPStore) -> Any:
         if self.device.type == "cuda":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = self._timeout
-            return dist.ProcessGroupNCCL(self._store, link.rank, link.size, options)
-        return dist.ProcessGroupGloo(self._store, link.rank, link.size, self._timeout)
+            return dist.ProcessGroupNCCL(store, link.rank, link.size, options)
+        return dist.ProcessGroupGloo(store, link.rank, link.size, self._timeout)
 
     def broadcast(self, data: torch.Tensor) -> None:
         """From rank 0, into `data` elsewhere."""
@@ -114,6 +121,8 @@ class CollectiveSender:
         return Announcement(Layout.of(bucket), checksum(self._data))
 
     def deliver(self) -> None:
+        if self._data is None:
+            raise TransportError("nothing was packed since the last delivery: pack a bucket, then deliver it")
         self._group.broadcast(self._data)
         self._data = None
 

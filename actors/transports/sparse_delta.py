@@ -77,7 +77,7 @@ class DeltaReceiver:
             self._held[parcel.index] = (parcel.digest(), parcel.data.copy())  # the store's own memory goes away
             return parcel
         layout = parcel.layout
-        digest, data = self._held.pop(layout.index, ("nothing", None))
+        digest, data = self._held.pop(layout.index, ("nothing", np.zeros(0, np.uint8)))
         if digest != parcel.base:
             raise TransportError(
                 f"bucket {layout.index} is a change to {parcel.base[:12]}, held is {digest[:12]}: publish it whole"

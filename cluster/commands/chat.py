@@ -1,7 +1,7 @@
 """`raylign chat`: talk to a tuned policy in the terminal, in plain transformers.
 
-In: a run's or a pipeline's directory, a model directory or any model reference. Out: streamed answers. Left out:
-serving (raylign serve).
+In: a run's or a pipeline's directory, a model directory or any model reference. Out: streamed answers. What is typed
+is text, whatever it spells: only the template writes control tokens. Left out: serving (raylign serve).
 """
 
 from __future__ import annotations
@@ -46,13 +46,19 @@ def _asked() -> str:
 
 
 def _answer(network: Any, tokenizer: Any, turns: list[dict[str, str]], max_tokens: int, temperature: float) -> str:
+    import torch
     from transformers import TextStreamer
 
-    inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    from actors.data.as_text import chat_ids
+
+    prompt = torch.tensor([chat_ids(tokenizer, turns, add_generation_prompt=True)])
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    out = network.generate(**inputs, **sampling, max_new_tokens=max_tokens, streamer=streamer)
-    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    mask = torch.ones_like(prompt)
+    out = network.generate(
+        input_ids=prompt, attention_mask=mask, **sampling, max_new_tokens=max_tokens, streamer=streamer
+    )
+    return tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def _model_path(model: str) -> Path:

@@ -12,8 +12,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.run.directory import RunDirectory
-
 
 def report(
     run_dir: Annotated[str, typer.Argument(help="The run directory (or the URL it was pushed to).", metavar="RUN")],
@@ -28,6 +26,7 @@ def report(
 
 
 def _write(run_dir: str, samples: int) -> Path:
+    from cluster.run.directory import RunDirectory
     from cluster.run.report import write_report
     from cluster.run.report.pipeline import write_pipeline_report
     from cluster.run.stages import PipelineDirectory

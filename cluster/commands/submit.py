@@ -1,7 +1,8 @@
 """`raylign submit CONFIG [key.path=value ...]`: run a training as a job on a Ray cluster.
 
-In: what `raylign train` takes, and the cluster's address. Out: the job's id. The config is checked here first; the
-checkout is shipped as the job's working directory. --follow shows the log and ends as the job ends.
+In: what `raylign train` takes, and the cluster's address. Out: the job's id. The config is checked here first. The job
+gets a folder, the checkout that the recipe lies in or else the recipe's own, and this Raylign. --follow shows the log
+and ends as the job ends.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import typer
 
 
 def submit(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A recipe inside the checkout.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A recipe; its folder goes with it.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key.path=value")] = None,
     address: Annotated[str | None, typer.Option(help="Job server; default RAYLIGN_ADDRESS, RAY_ADDRESS, here.")] = None,
     run_dir: Annotated[str | None, typer.Option(help="A path that every node sees, or a URL.")] = None,
     submission_id: Annotated[str | None, typer.Option("--id", help="The job's name; default name and time.")] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="The folder that the job gets; default the recipe's, or the checkout around it.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in --run-dir.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show the log until the job ends.")] = False,
 ) -> None:
-    """Check a config, ship the checkout and train on a Ray cluster."""
+    """Check a config, ship its folder and train on a Ray cluster."""
     import os
 
     from cluster.commands.logs import follow_to_end
@@ -33,6 +37,7 @@ def submit(
         address=resolve_address(address, os.environ),
         run_dir=run_dir,
         submission_id=submission_id,
+        working_dir=working_dir,
         resume=resume,
     )
     jobs = connect(address)

@@ -124,11 +124,11 @@ def _resuming(loaded: Config | Pipeline | None, run_dir: str | None, arguments: 
     if loaded is None:
         return None
     where = run_dir or f"runs/{loaded.name}"
-    whole = isinstance(loaded, Pipeline)
-    saved = RunDirectory(where).root / ("pipeline.yaml" if whole else "config.yaml")
+    saved = RunDirectory(where).root / ("pipeline.yaml" if isinstance(loaded, Pipeline) else "config.yaml")
     if not saved.is_file():
         return None
-    if yaml.safe_load(saved.read_text()) == (loaded.dump() if whole else loaded.model_dump(mode="json")):
+    given = loaded.dump() if isinstance(loaded, Pipeline) else loaded.model_dump(mode="json")
+    if yaml.safe_load(saved.read_text()) == given:
         return ["train", str(saved), "--run-dir", where, "--resume"]
     # A resume that died before it could save what it was given anew.
     return [*arguments, *([] if "--resume" in arguments else ["--resume"])]

@@ -12,7 +12,7 @@ import math
 from actors.engines.interface import EngineSettings
 from actors.models.lora import LoraSettings
 from actors.types import SamplingSettings
-from cluster.config.schema import Config
+from cluster.config.schema import Config, Critic
 from cluster.config.sections.optimizer import Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
@@ -200,11 +200,19 @@ def policy_settings(config: Config, model_path: str, total_steps: int) -> Learne
     )
 
 
+def own_critic(config: Config) -> Critic:
+    """The critic section, for who knows that there is one; ValueError where there is none."""
+    if config.critic is None:
+        raise ValueError("this config has no critic section")
+    return config.critic
+
+
 def critic_settings(config: Config, critic_path: str, total_steps: int) -> LearnerSettings:
+    critic = own_critic(config)
     return LearnerSettings(
-        model=_model(config, critic_path, layers=config.critic.layers),
-        optimizer=_optimizer(config.critic.optimizer, total_steps),
-        zero=_zero(config.critic.zero),
+        model=_model(config, critic_path, layers=critic.layers),
+        optimizer=_optimizer(critic.optimizer, total_steps),
+        zero=_zero(critic.zero),
         update=_update(config),
         backend=config.learner.backend,
     )
@@ -245,6 +253,6 @@ def _optimizer(optimizer: Optimizer, total_steps: int) -> OptimizerSettings:
     return OptimizerSettings(**optimizer.model_dump(), total_steps=total_steps)
 
 
-def _given(**fields: object) -> dict[str, object]:
+def _given(**fields: bool | None) -> dict[str, bool]:
     """Only the fields that were set."""
     return {name: value for name, value in fields.items() if value is not None}

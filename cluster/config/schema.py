@@ -149,7 +149,7 @@ class Evaluation(Section):
     patience: Count | None = None
     """Stop after so many evaluations without a better one."""
     kl_bound: Positive | None = None
-    """Stop when `kl/ref` (mean over tokens) exceeds this."""
+    """Stop when `kl/ref_k1` (k1 of the policy to the reference, mean over the batch's tokens, in nats) exceeds this."""
 
 
 class Checkpoint(Section):

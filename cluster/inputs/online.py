@@ -99,6 +99,7 @@ def origin_fields(config: Config) -> dict[str, Any]:
     if data.reasoning_gym is not None:
         task = data.reasoning_gym
         return {"task": task.task, "task_params": task.params, "size": task.size, "seed": task.seed}
+    assert data.path is not None, "a checked config has data.path where it has no data.reasoning_gym"
     key = "hub_id" if is_hub_id(data.path) else "path"
     return {key: data.path, "hub_config": data.subset, "split": data.split, "seed": config.seed}
 

@@ -16,7 +16,7 @@ from actors.data.chat import Tokenizer
 from actors.data.demonstrations import DemonstrationSettings, load_demonstrations
 from actors.data.judged import JudgedSettings, load_judged
 from actors.data.rows import Origin
-from actors.data.stored import StoredRows, StoredSettings
+from actors.data.stored import StoredRows
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config
 from cluster.inputs.online import origin_fields
@@ -31,8 +31,8 @@ class StoredInputs:
     read: int
 
 
-def stored_settings(config: Config) -> StoredSettings:
-    """What the method reads: PreferenceSettings, JudgedSettings or DemonstrationSettings."""
+def stored_settings(config: Config) -> PreferenceSettings | JudgedSettings | DemonstrationSettings:
+    """What the method reads."""
     data, kind = config.data, config.row_kind
     shared: dict[str, Any] = {
         "origin": Origin(**origin_fields(config), **_formats(config)),
@@ -52,6 +52,7 @@ def stored_settings(config: Config) -> StoredSettings:
     prompt_column = data.messages_column or data.prompt_column
     if kind == "pairs":
         return PreferenceSettings(**shared, prompt_column=prompt_column, margin_column=data.labels.margin_column)
+    assert data.labels.column is not None, "it is what makes rows judged responses (Config.row_kind)"
     return JudgedSettings(
         **shared,
         prompt_column=prompt_column,
@@ -71,10 +72,17 @@ def _formats(config: Config) -> dict[str, Any]:
     return {"answer_formats": tuple(formats), "rejected_format": task.rejected_format}
 
 
+def _load(settings: PreferenceSettings | JudgedSettings | DemonstrationSettings, tokenizer: Tokenizer) -> StoredRows:
+    if isinstance(settings, PreferenceSettings):
+        return load_preferences(settings, tokenizer)
+    if isinstance(settings, JudgedSettings):
+        return load_judged(settings, tokenizer)
+    return load_demonstrations(settings, tokenizer)
+
+
 def load_stored_inputs(config: Config, tokenizer: Tokenizer) -> StoredInputs:
     """All rows, tokenised. DataError names every bad one."""
-    load = {"pairs": load_preferences, "responses": load_judged, "conversations": load_demonstrations}
-    source = load[config.row_kind](stored_settings(config), tokenizer)
+    source = _load(stored_settings(config), tokenizer)
     inputs = StoredInputs(source, None, source.read)
     if config.data.heldout:
         train, heldout = split(source, config.data.heldout, config.seed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from actors.data import DataError, PreferencePair, PromptOrder
 from actors.data.chat import Tokenizer
 from actors.data.demonstrations import Demonstration
 from actors.data.errors import LISTED
+from actors.data.judged import JudgedResponse
 from actors.data.rows import read_rows
 from actors.data.stored import StoredRow
 from actors.rewards.runner import RewardError, RewardRunner
@@ -34,6 +35,12 @@ from cluster.inputs.stored import StoredInputs, load_stored_inputs, stored_setti
 RENDERED = 3
 IGNORANT = "I do not know."
 """The response no task rewards: tried beside the answer that the data hold."""
+
+
+class Reader(Tokenizer, Protocol):
+    """A tokenizer that also says what ids stand for."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +73,18 @@ class RewardFindings:
     ignorant: Mapping[str, float | None]
 
 
-def look_at_data(config: Config, tokenizer: Tokenizer) -> tuple[DataFindings | None, list[Problem]]:
+def look_at_data(config: Config, tokenizer: Reader) -> tuple[DataFindings | None, list[Problem]]:
     """Read and tokenise all rows; every bad one is a Problem."""
-    load = load_inputs if config.algorithm.online else load_stored_inputs
+    inputs: OnlineInputs | StoredInputs
     try:
-        inputs = load(config, tokenizer)
+        inputs = (load_inputs if config.algorithm.online else load_stored_inputs)(config, tokenizer)
     except DataError as error:
         return None, _listed(error)
     except ValueError as error:  # no chat template, or settings that the readers refuse
         return None, [Problem("data", str(error))]
-    look = _stored if isinstance(inputs, StoredInputs) else _prompts
-    return look(config, inputs, tokenizer), []
+    if isinstance(inputs, StoredInputs):
+        return _stored(config, inputs, tokenizer), []
+    return _prompts(config, inputs, tokenizer), []
 
 
 def first_row_problems(config: Config) -> list[Problem]:
@@ -96,7 +104,7 @@ def _listed(error: DataError) -> list[Problem]:
     return problems
 
 
-def _prompts(config: Config, inputs: OnlineInputs, tokenizer: Tokenizer) -> DataFindings:
+def _prompts(config: Config, inputs: OnlineInputs, tokenizer: Reader) -> DataFindings:
     train, heldout = inputs.train, inputs.heldout
     counts = train.counts
     rows = {
@@ -123,7 +131,7 @@ def _prompts(config: Config, inputs: OnlineInputs, tokenizer: Tokenizer) -> Data
     return DataFindings(train.name, rows, longest, prompt_window(config), tuple(samples), inputs)
 
 
-def _stored(config: Config, inputs: StoredInputs, tokenizer: Tokenizer) -> DataFindings:
+def _stored(config: Config, inputs: StoredInputs, tokenizer: Reader) -> DataFindings:
     train, heldout = inputs.train, inputs.heldout
     prompts = [{row.prompt_tokens for row in part.rows} if part else set() for part in (train, heldout)]
     rows = {
@@ -152,8 +160,10 @@ def _shown(row: StoredRow) -> Iterator[tuple[str, list[int]]]:
         yield "rejected of pair", [*row.prompt_tokens, *row.rejected_tokens]
     elif isinstance(row, Demonstration):
         yield f"{sum(row.trained)} tokens learned of conversation", [*row.prompt_tokens, *row.token_ids]
-    else:
+    elif isinstance(row, JudgedResponse):
         yield f"labelled {row.label:g}, response", [*row.prompt_tokens, *row.responses[0]]
+    else:
+        raise TypeError(f"rows that are learned from are pairs, conversations or judged, got {type(row).__name__}")
 
 
 def _first_rows(config: Config, count: int) -> list[int]:

@@ -69,9 +69,10 @@ def examine(config: Config, run_dir: Path | None = None, machine: Machine | None
     with ThreadPoolExecutor(1) as helper:
         starting = helper.submit(start_rewards, config) if scoring_functions(config) else None
         try:
-            _look_at_models(found)
+            model = found.model = find_model(config.model.path)
+            _look_at_model(found, model)
             _plan(found, run_dir)
-            _look_at_inputs(found)
+            _look_at_inputs(found, model)
         except BaseException:
             if starting and (started := starting.result()[0]) is not None:
                 started.close()
@@ -99,29 +100,28 @@ def _missing_packages(config: Config) -> Iterator[Problem]:
             yield Problem(path, f"the package {module} is not installed; run: pip install '{extra}'")
 
 
-def _look_at_models(found: Examination) -> None:
+def _look_at_model(found: Examination, model: FoundModel) -> None:
     config = found.config
-    found.model = find_model(config.model.path)
-    _report_missing(found, "model.path", found.model)
-    found.facts = facts_of(found.model)
-    if found.model.path is None:
+    _report_missing(found, "model.path", model)
+    facts = found.facts = facts_of(model)
+    if model.path is None or facts is None:  # files that are here tell of themselves
         return
-    described = read_model_config(str(found.model.path))
+    described = read_model_config(str(model.path))
     if (untrainable := untrainable_reason(described, config.model.max_length)) is not None:
         found.wrong.append(Problem("model.path", untrainable))
-    found.wrong += _adapter_problems(config, found.model.path)
+    found.wrong += _adapter_problems(config, model.path)
     classifies = _classifies(described)
     if classifies and config.algorithm.name != "reward_model":
         found.wrong.append(Problem("model.path", "a classifier makes no text; give a causal language model"))
     elif classifies and _labels(described) != 1:
         wrong = f"its head has {_labels(described)} labels and a reward model's has one; start from a language model"
         found.wrong.append(Problem("model.path", wrong))
-    positions = found.facts.positions
+    positions = facts.positions
     if positions and config.model.max_length > positions:
         wrong = f"must be at most the model's {positions} positions, got {config.model.max_length}"
         found.wrong.append(Problem("model.max_length", wrong))
     elif config.algorithm.online and config.rollout.engine == "vllm":
-        settings = engine_settings(config, str(found.model.path))
+        settings = engine_settings(config, str(model.path))
         device = "cuda" if found.machine.gpus else "cpu"
         if (anywhere := unsupported_reason(described, settings, "cuda")) is not None:
             found.wrong.append(Problem("rollout.tensor_parallel", anywhere))
@@ -194,28 +194,31 @@ def _other_models(found: Examination) -> tuple[ModelFacts | None, list[ModelFact
         if critic and critic.layers and layers is not None and layers > critic.layers:
             found.wrong.append(Problem("critic.layers", f"must be at most the model's {critic.layers}, got {layers}"))
     rewards = []
-    for path, scored_by in _scoring_models(config):
-        model = find_model(scored_by.path)
+    for path, reference, scored_by in _scoring_models(config):
+        model = find_model(reference)
         _report_missing(found, path, model)
         rewards.append(facts_of(model))
         if model.path is not None and isinstance(scored_by, RewardModel):
             described = read_model_config(str(model.path))
             if not _classifies(described):
-                wrong = f"{scored_by.path} has no score head; train one with algorithm: reward_model"
+                wrong = f"{reference} has no score head; train one with algorithm: reward_model"
                 found.wrong.append(Problem(path, wrong))
             elif (labels := _labels(described)) != 1:
-                wrong = f"a reward model has one label, {scored_by.path} has {labels}; export it with num_labels 1"
+                wrong = f"a reward model has one label, {reference} has {labels}; export it with num_labels 1"
                 found.wrong.append(Problem(path, wrong))
     return critic, rewards
 
 
-def _scoring_models(config: Config) -> Iterator[tuple[str, RewardModel | Judge]]:
-    """(key, settings) of every model that scores samples: rewards, costs, judges."""
+def _scoring_models(config: Config) -> Iterator[tuple[str, str, RewardModel | Judge]]:
+    """(key, path, settings) of every model that scores samples: rewards, costs, judges."""
     reward = config.reward
-    yield from ((f"reward.models.{name}.path", model) for name, model in reward.models.items())
+    yield from ((f"reward.models.{name}.path", model.path, model) for name, model in reward.models.items())
     if reward.safety is not None:
-        yield from ((f"reward.safety.models.{name}.path", model) for name, model in reward.safety.models.items())
-    yield from ((f"reward.judges.{name}.path", judge) for name, judge in reward.judges.items() if judge.path)
+        costs = reward.safety.models
+        yield from ((f"reward.safety.models.{name}.path", model.path, model) for name, model in costs.items())
+    for name, judge in reward.judges.items():
+        if judge.path:
+            yield f"reward.judges.{name}.path", judge.path, judge
 
 
 def _classifies(described: Mapping[str, Any]) -> bool:
@@ -228,8 +231,7 @@ def _labels(described: Mapping[str, Any]) -> int:
     return int(described.get("num_labels") or len(described.get("id2label", {"0": "", "1": ""})))
 
 
-def _look_at_inputs(found: Examination) -> None:
-    model = found.model
+def _look_at_inputs(found: Examination, model: FoundModel) -> None:
     if model.path is None:
         _note_source(found, first_row_problems(found.config))
         found.notes.append("data and rewards: not tried, for the model's tokenizer is not here")
@@ -242,11 +244,12 @@ def _look_at_inputs(found: Examination) -> None:
             Problem("model.path", f"its tokenizer cannot be loaded ({reason}); add the tokenizer's files")
         )
         return
-    if found.facts.vocabulary and len(found.tokenizer) > found.facts.vocabulary:
+    vocabulary = found.facts.vocabulary if found.facts is not None else 0
+    if vocabulary and len(found.tokenizer) > vocabulary:
         found.wrong.append(
             Problem(
                 "model.path",
-                f"the tokenizer has {len(found.tokenizer)} tokens and the model {found.facts.vocabulary}; "
+                f"the tokenizer has {len(found.tokenizer)} tokens and the model {vocabulary}; "
                 "they belong to different models",
             )
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config.placement import Placement
-from cluster.config.resolve import needs_reference, saves_later
+from cluster.config.resolve import needs_reference, own_critic, saves_later
 from cluster.config.schema import Config
 from cluster.config.sections.optimizer import Zero
 from cluster.inspect.model import ModelFacts
@@ -96,7 +96,7 @@ def _learner(config: Config, policy: ModelFacts, critic: ModelFacts | None, save
         parts[place] = parts.get(place, 0) + base
     saved = _saved(tuned, zero, ranks)
     if critic is not None:
-        zero = config.critic.zero
+        zero = own_critic(config).zero
         saved += _saved(critic_parameters(config, critic), zero, ranks)
         for part, size in _trained(critic_parameters(config, critic), zero, ranks, element).items():
             parts[part] = parts.get(part, 0) + size
@@ -161,7 +161,7 @@ def _activations_per_token(config: Config, facts: ModelFacts, element: int) -> i
 
 def critic_parameters(config: Config, facts: ModelFacts) -> int:
     """The trunk, without an output head; its first `critic.layers` where that is set."""
-    kept = config.critic.layers
+    kept = own_critic(config).layers
     if not facts.layers or kept is None:
         return facts.parameters
     trunk = facts.parameters - facts.embedding_parameters

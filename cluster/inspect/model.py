@@ -31,7 +31,7 @@ class FoundModel:
     reference: str
     path: Path | None
     weights: bool
-    reason: str | None = None
+    reason: str = ""
     wrong: bool = False
 
 
@@ -64,8 +64,9 @@ def find_model(reference: str) -> FoundModel:
             path = resolve_model(reference)
         except ModelNotFound as error:
             return FoundModel(reference, None, False, str(error), wrong=True)
-        missing = None if _has_weights(path) else f"{path} holds no weights ({' or '.join(WEIGHTS)})"
-        return FoundModel(reference, path, missing is None, missing, wrong=missing is not None)
+        if _has_weights(path):
+            return FoundModel(reference, path, True)
+        return FoundModel(reference, path, False, f"{path} holds no weights ({' or '.join(WEIGHTS)})", wrong=True)
     return _find_on_hub(reference)
 
 

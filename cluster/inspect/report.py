@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.config.placement import Placement
 from cluster.inspect.data import IGNORANT, DataFindings, Rendered, RewardFindings
 from cluster.inspect.examine import Examination
 from cluster.inspect.machine import GIB
-from cluster.inspect.memory import kv_bytes_per_token
+from cluster.inspect.memory import MemoryPlan, kv_bytes_per_token
 
 COLUMN_WIDTH = 160
 """Characters of a data column's value that are shown."""
@@ -26,9 +27,9 @@ def print_report(found: Examination, console: Console) -> None:
     console.print(f"machine: {found.machine.describe()}", soft_wrap=True)
     _print_model(found, console)
     if found.placement is not None:
-        console.print(_placement_table(found))
-    if found.memory is not None:
-        console.print(_memory_table(found))
+        console.print(_placement_table(found.placement))
+        if found.memory is not None and found.gpu_bytes is not None:  # both, or neither
+            console.print(_memory_table(found.placement, found.memory, found.gpu_bytes, found.gpus_needed))
     if found.data is not None:
         _print_data(found.data, console)
     if found.rewards is not None:
@@ -53,21 +54,20 @@ def _print_model(found: Examination, console: Console) -> None:
     )
 
 
-def _placement_table(found: Examination) -> Table:
-    table = Table(title=f"placement on {found.placement.device}", title_justify="left")
+def _placement_table(placement: Placement) -> Table:
+    table = Table(title=f"placement on {placement.device}", title_justify="left")
     for heading in ("role", "processes", "GPUs each", "threads each"):
         table.add_column(heading, justify="left" if heading == "role" else "right")
-    for role in found.placement.roles:
+    for role in placement.roles:
         table.add_row(role.role, str(role.count), f"{role.gpus:g}", str(role.threads))
     return table
 
 
-def _memory_table(found: Examination) -> Table:
+def _memory_table(placement: Placement, memory: MemoryPlan, gpu_bytes: int, gpus: float) -> Table:
     """Gigabytes of one process by part, and of all processes."""
-    memory = found.memory
     known = all(role.known for role in memory.roles)
-    needs = f"about {memory.total / GIB:.1f} GB in all" if found.placement.device == "cpu" else ""
-    per_gpu = f"about {found.gpu_bytes / GIB:.1f} GB of each of {found.gpus_needed:g} GPUs"
+    needs = f"about {memory.total / GIB:.1f} GB in all" if placement.device == "cpu" else ""
+    per_gpu = f"about {gpu_bytes / GIB:.1f} GB of each of {gpus:g} GPUs"
     more = "" if known else "; by the name alone: activations, logits and cache are not in it"
     table = Table(title=f"memory, GB: {needs or per_gpu}{more}", title_justify="left")
     for heading in ("role", "one process holds", "one", "all"):

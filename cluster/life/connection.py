@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass, field
 
 import ray
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]  # compiled, and its stubs do not name it
 
 from cluster.errors import RunFailed
 from cluster.life.kept import KEPT, Kept
@@ -64,12 +64,12 @@ class Cluster:
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=True,
-                logging_level="warning",
+                logging_level=logging.WARNING,
                 namespace=self.namespace,
             )
             self.started_here = True
         else:
-            ray.init(address=self.address, log_to_driver=False, logging_level="warning", namespace=self.namespace)
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING, namespace=self.namespace)
 
     def resources(self) -> tuple[int, float]:
         """(CPUs, GPUs) of the whole cluster."""

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -51,6 +51,8 @@ class Keeper:
     line: str | None = field(init=False, default=None)
     """What drivers are told; None until the cluster stands."""
     _process: subprocess.Popen[str] = field(init=False)
+    _input: IO[str] = field(init=False)
+    _output: IO[str] = field(init=False)
 
     def __post_init__(self) -> None:
         k = self.keeping
@@ -65,6 +67,8 @@ class Keeper:
             process_group=0,
             env={**quiet, **os.environ},
         )
+        assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
+        self._input, self._output = self._process.stdin, self._process.stdout
 
     @property
     def alive(self) -> bool:
@@ -72,21 +76,21 @@ class Keeper:
 
     def look(self, wait_s: float) -> bool:
         """Whether it is known, after waiting so long at most, where the cluster is."""
-        if self.line is None and self.alive and select.select([self._process.stdout], [], [], wait_s)[0]:
-            self.line = self._process.stdout.readline() or None
+        if self.line is None and self.alive and select.select([self._output], [], [], wait_s)[0]:
+            self.line = self._output.readline() or None
         return self.line is not None
 
     def end(self) -> None:
         """Returns when the run's workers, and a local cluster, are gone. Also for one that was killed."""
         if self.line is None:
             self._process.kill()  # there is nothing yet that would have to be told
-        self._process.stdin.close()
+        self._input.close()
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._output.close()
         if self.line is not None:
             shutil.rmtree(json.loads(self.line)["scratch"], ignore_errors=True)
 

@@ -148,12 +148,13 @@ class Life:
         will be none, and ended when its cluster is gone."""
         keeper = self._keeper
         while (code := self._driver.poll()) is None:
-            gone = keeper is None or not keeper.alive
-            if self._tell >= 0 and (gone or keeper.look(WATCH_EVERY_S)):
+            alive = keeper if keeper is not None and keeper.alive else None
+            if self._tell >= 0 and (alive is None or alive.look(WATCH_EVERY_S)):
+                line = None if alive is None else alive.line
                 with suppress(BrokenPipeError), os.fdopen(self._tell, "w") as pipe:  # it may end just now
-                    pipe.write("" if gone else keeper.line)
+                    pipe.write(line or "")
                 self._tell = -1
-            elif keeper is not None and gone and keeper.line is not None:
+            elif keeper is not None and alive is None and keeper.line is not None:
                 self.ended_by = LOST
                 self._driver.kill()
             if time.monotonic() > self._until:

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from actors.rollouts.generation import RolloutStats
 from actors.rollouts.spans import Span
 from cluster.errors import RunFailed
+from cluster.experience.columns import Ref
 from cluster.pool.dispatch import Dispatcher
 from cluster.pool.members.handle import RolloutHandle, WorkerError, WorkerLost, WorkerPulse
 from cluster.pool.members.member import Member, MemberState
@@ -131,6 +133,7 @@ class Core:
             self._spawn(self._work(member, ticket))
 
     async def _work(self, member: Member, ticket: Ticket) -> None:
+        made: tuple[Ref, Ref, RolloutStats] | None = None
         failure = ""
         try:
             made = await self._answer(member, ticket)
@@ -147,13 +150,13 @@ class Core:
         finally:
             member.work.pop(ticket.number, None)
             self.dispatcher.done(member.name, ticket)
-        if failure:
+        if made is None:
             self._try_again(member, ticket, failure)
         else:
             self._came_back(member, ticket, *made)
         self._dispatch()
 
-    async def _answer(self, member: Member, ticket: Ticket) -> Any:
+    async def _answer(self, member: Member, ticket: Ticket) -> tuple[Ref, Ref, RolloutStats]:
         """What the member makes of the ticket. Once it is given up its answer counts no more, however late it comes."""
         call = asyncio.ensure_future(member.handle.generate(ticket))
         lost = asyncio.ensure_future(member.lost.wait())
@@ -177,10 +180,10 @@ class Core:
             again = replace(ticket, tries=tries, prefer=None, avoid=member.name, carried=None, carried_tokens=0)
             self.dispatcher.offer(again, first=True)
         elif (end := self._ends.pop(ticket.number, None)) is not None and not end.done():
-            again = f" (tried {tries} times, recovery.attempts)" if tries > 1 else ""
-            end.set_exception(RunFailed(f"generating on {member.name}: {failure}{again}"))
+            tried = f" (tried {tries} times, recovery.attempts)" if tries > 1 else ""
+            end.set_exception(RunFailed(f"generating on {member.name}: {failure}{tried}"))
 
-    def _came_back(self, member: Member, ticket: Ticket, batch: Any, recorded: Any, stats: Any) -> None:
+    def _came_back(self, member: Member, ticket: Ticket, batch: Ref, recorded: Ref, stats: RolloutStats) -> None:
         if stats.unfinished:
             self.dispatcher.offer(ticket.handed_on(batch, stats.response_tokens + stats.partial_tokens), first=True)
         elif (end := self._ends.pop(ticket.number, None)) is not None and not end.done():

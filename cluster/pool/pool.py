@@ -24,7 +24,7 @@ from cluster.pool.members.handle import RolloutHandle, WorkerPulse
 from cluster.pool.members.recovery import RecoveryLimits
 from cluster.pool.members.roster import Deadlines
 from cluster.pool.members.ticket import Finished, Ticket
-from cluster.pool.members.weights import Current, Judge
+from cluster.pool.members.weights import Current, Judge, Proof
 
 T = TypeVar("T")
 
@@ -231,9 +231,11 @@ class RolloutPool:
         """Each engine's log-probs of recorded samples, by name."""
         return self._ask(self._core.weights.probe(batch), "probing")
 
-    def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref, judge: Judge) -> None:
-        """Let the engines take traffic at `version`; who joins later takes these buckets and is judged so."""
-        self._ask(self._core.weights.admit(Current(version, tuple(buckets), probe, judge)), "admitting")
+    def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref | None, judge: Judge) -> None:
+        """Let the engines take traffic at `version`; who joins later takes these buckets and is judged so, where there
+        are recorded samples (`probe`)."""
+        current = Current(version, tuple(buckets), None if probe is None else Proof(probe, judge))
+        self._ask(self._core.weights.admit(current), "admitting")
 
     def close(self) -> None:
         if self._closed:

@@ -10,21 +10,30 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from actors.types import SampleBatch, WeightBucket, WeightSummary
 from cluster.roles.stacks import tell_when_asked
 from cluster.roles.step_inputs import step_inputs
+from learners.engines.settings import ModelSettings
 from learners.methods.method import LearnerSettings, Method, TokenColumn, Training, UpdateResult
 from learners.methods.presets import PreferenceSettings, RewardModelSettings
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from actors.models.reference import ReferenceScorer
+    from learners.base import LearnerBase
+    from learners.critic import CriticLearner
     from learners.engines.interface import TrainEngine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,18 @@ class LearnerRole:
     def __init__(self, spec: LearnerSpec, rank: int, ranks: int) -> None:
         tell_when_asked()
         self._spec, self._rank, self._ranks = spec, rank, ranks
-        self.policy = self.critic = self.reference = None
+        self._policy: LearnerBase | None = None
+        self._critic: CriticLearner | None = None
+        self._reference: ReferenceScorer | None = None
+
+    @property
+    def policy(self) -> Any:
+        """The learner that the spec's method asks for; which verbs it has follows from the method."""
+        return _built(self._policy, "policy")
+
+    @property
+    def critic(self) -> CriticLearner:
+        return _built(self._critic, "critic")
 
     def rendezvous(self) -> tuple[str, int]:
         """Where rank 0 can be met."""
@@ -82,21 +102,21 @@ class LearnerRole:
         init_process_group(self._rank, self._ranks, address, port, backend_for(device), spec.timeout_s)
         imported = time.monotonic()
         if spec.policy is not None:
-            self.policy = self._build_policy(device)
+            self._policy = self._build_policy(spec.policy, device)
+            if spec.reference_path is not None:
+                self._reference = self._build_reference(spec.reference_path, spec.policy)
         if spec.critic is not None:
-            self.critic = self._build_critic(device)
-        if spec.reference_path is not None:
-            self.reference = self._build_reference()
+            self._critic = self._build_critic(spec.critic, device)
         return {"import_s": imported - start, "build_s": time.monotonic() - imported}
 
-    def _build_policy(self, device: Any) -> Any:
+    def _build_policy(self, settings: LearnerSettings, device: torch.device) -> LearnerBase:
         from learners.engines.models import load_policy, load_reward_model
         from learners.policy import PolicyLearner
         from learners.preference import PreferenceLearner
         from learners.reward import RewardLearner
         from learners.supervised import SupervisedLearner
 
-        settings, trains, update = self._spec.policy, self._spec.trains, self._spec.policy.update
+        trains, update = self._spec.trains, settings.update
         if isinstance(trains, RewardModelSettings):
             return RewardLearner(_engine(settings, load_reward_model, device), trains, update)
         engine = _engine(settings, load_policy, device)
@@ -106,19 +126,19 @@ class LearnerRole:
             return PreferenceLearner(engine, trains, update, self._spec.temperature)
         return SupervisedLearner(engine, update)
 
-    def _build_critic(self, device: Any) -> Any:
+    def _build_critic(self, settings: LearnerSettings, device: torch.device) -> CriticLearner:
         from learners.critic import CriticLearner
         from learners.engines.models import load_critic
 
-        engine = _engine(self._spec.critic, load_critic, device)
-        return CriticLearner(engine, self._spec.trains, self._spec.critic.update)
+        if not isinstance(self._spec.trains, Method):
+            raise TypeError(f"a critic is of a policy-gradient method, not of {type(self._spec.trains).__name__}")
+        return CriticLearner(_engine(settings, load_critic, device), self._spec.trains, settings.update)
 
-    def _build_reference(self) -> Any:
+    def _build_reference(self, path: str, settings: LearnerSettings) -> ReferenceScorer:
         from actors.models.reference import ReferenceScorer
 
-        settings = self._spec.policy
         return ReferenceScorer(
-            self._spec.reference_path,
+            path,
             dtype=settings.model.dtype,
             attention=settings.model.attention,
             temperature=self._spec.temperature,
@@ -130,9 +150,9 @@ class LearnerRole:
     # --- one step ---
 
     def reference_logprobs(self, *chunks: SampleBatch) -> TokenColumn:
-        if self.reference is None:
+        if self._reference is None:
             return self.policy.reference_logprobs(SampleBatch.concat(chunks))
-        slots, values = self.reference.logprobs(SampleBatch.concat(chunks), rank=self._rank, ranks=self._ranks)
+        slots, values = self._reference.logprobs(SampleBatch.concat(chunks), rank=self._rank, ranks=self._ranks)
         return TokenColumn(slots, values)
 
     def policy_logprobs(self, temperature: float | None, *chunks: SampleBatch) -> TokenColumn:
@@ -233,7 +253,8 @@ class LearnerRole:
     def export(self, directory: str, source: str, facts: Mapping[str, Any]) -> None:
         from learners.export import export_adapter, export_policy
 
-        lora = self._spec.policy.model.lora
+        settings = self._spec.policy
+        lora = None if settings is None else settings.model.lora
         if lora is not None and lora.export == "adapter":
             export_adapter(self.policy, Path(directory), Path(source), facts, lora)
         else:
@@ -245,12 +266,20 @@ class LearnerRole:
 
         dump_inputs(Path(path), step_inputs(layout, columns))
 
-    def _learners(self) -> list[tuple[str, Any]]:
-        pairs = [("policy", self.policy), ("critic", self.critic)]
+    def _learners(self) -> list[tuple[str, LearnerBase | CriticLearner]]:
+        pairs = (("policy", self._policy), ("critic", self._critic))
         return [(name, learner) for name, learner in pairs if learner is not None]
 
 
-def _engine(settings: LearnerSettings, load_model: Any, device: Any) -> TrainEngine:
+def _built(learner: T | None, name: str) -> T:
+    if learner is None:
+        raise RuntimeError(f"this rank has no {name}: its group trains none, or `build` has not ended")
+    return learner
+
+
+def _engine(
+    settings: LearnerSettings, load_model: Callable[[ModelSettings], nn.Module], device: torch.device
+) -> TrainEngine:
     if settings.backend == "torch":
         from learners.engines.torch_engine import TorchEngine
 

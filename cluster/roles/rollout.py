@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +106,7 @@ class RolloutRole:
             name, given, waiting = self._early.pop(self._next)
             self._next += 1
             call = probe_logprobs if name == "probe" else _verb(name)
-            _chain(self._server.call(lambda worker, call=call, given=given: call(worker, given)), waiting)
+            _chain(self._server.call(_with(call, given)), waiting)
         return await asyncio.wrap_future(answer)
 
     def _refuse_other(self, owner: str) -> None:
@@ -124,6 +124,10 @@ def pulse_of(server: Any) -> WorkerPulse:
     """How a RolloutServer is doing; its spans are told once."""
     seconds, spans = replace(server.seconds), server.spans.take()
     return WorkerPulse(server.tokens_made, server.open, server.pressure, seconds, spans, server.pace)
+
+
+def _with(call: Callable[[Any, Any], Any], given: Any) -> Callable[[Any], Any]:
+    return lambda worker: call(worker, given)
 
 
 def _verb(name: str) -> Any:

@@ -120,5 +120,7 @@ def load_judge(judge: JudgeSpec, spec: ScorerSpec) -> Judge:
     if judge.path is not None:
         template = judge.template or TEMPLATE
         return ModelJudge(judge.path, device=spec.device, template=template, max_length=judge.max_length)
+    if judge.function is None:
+        raise ValueError(f"judge {judge.name} has neither a model nor a function")
     runner = RewardRunner([judge.function], base=Path(spec.base), memory_limit_bytes=spec.memory_limit_bytes)
     return FunctionJudge(runner)

@@ -24,7 +24,8 @@ def scale_run(run_dir: str, rollout: int) -> str:
 
 def scale_job(job: str, rollout: int, address: str | None = None) -> str:
     """The same for a submitted job. Where its run directory is not on this machine, a small job asks there."""
-    from cluster.service.jobs import JobSpec, checkout_root, connect, interpreter
+    from cluster.service.jobs import JobSpec, connect, interpreter
+    from cluster.service.shipping import checkout_root, code_beside
 
     jobs = connect(address)
     view = jobs.status(job)
@@ -37,7 +38,9 @@ def scale_job(job: str, rollout: int, address: str | None = None) -> str:
     command = shlex.join(["-m", "cluster.cli", "scale", view.run_dir, "--rollout", str(rollout)])
     name = f"{job}-scale-{uuid.uuid4().hex[:6]}"
     said: list[str] = []
-    jobs.submit(JobSpec(name, f"exec {interpreter()} {command}", str(checkout_root()), view.run_dir))
+    folder = checkout_root()
+    shipped = None if folder is None else str(folder)
+    jobs.submit(JobSpec(name, f"exec {interpreter()} {command}", shipped, view.run_dir, code=code_beside(folder)))
     ended = jobs.follow(name, said.append)
     text = "".join(said).strip().splitlines()
     if ended.state != "SUCCEEDED":

@@ -1,8 +1,8 @@
 """Jobs on a running Ray cluster: submit, status, logs, cancel, list.
 
 In: a config, overrides and a run directory; the job server's address. Out: a submission id, and `JobView`s. A job is a
-`raylign train` with `ray.address=auto`, run on the head node with the checkout as its working directory. The verbs are
-a job service's: a queue, quotas and retries can stand behind the same `Jobs` without a caller changing. What a job
+`raylign train` with `ray.address=auto`, run on the head node in a copy of a folder (shipping.py says which). The verbs
+are a job service's: a queue, quotas and retries can stand behind the same `Jobs` without a caller changing. What a job
 trained is in its run directory, never here: a Ray job runs once and is forgotten with its cluster.
 """
 
@@ -24,10 +24,10 @@ from urllib.parse import urlsplit
 from cluster.config import Pipeline, load_run
 from cluster.errors import RunFailed, UserError
 from cluster.run.stages import PipelineDirectory
+from cluster.service.shipping import EXCLUDES, code_beside, folder_of, refuse_what_stays_behind
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAYLIGN_ADDRESS", "RAY_ADDRESS")
-EXCLUDES = (".git/", ".venv/", "runs/", "build/", "__pycache__/", ".pytest_cache/", ".ruff_cache/", ".hypothesis/")
 STOP_WAIT_S = 60
 """From cancel's SIGTERM to SIGKILL: long enough to leave a resumable run."""
 RUN_DIR_KEY = "raylign_run_dir"
@@ -42,13 +42,15 @@ ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is submitted. `entrypoint` is a shell command; `working_dir` is shipped to the cluster."""
+    """What is submitted. `entrypoint` is a shell command, run in a copy of `working_dir` (None: where the head runs
+    jobs); `code` are directories of modules that it imports besides."""
 
     submission_id: str
     entrypoint: str
-    working_dir: str
+    working_dir: str | None
     run_dir: str
     env_vars: Mapping[str, str] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,15 @@ class Jobs:
         self.address = address
 
     def submit(self, spec: JobSpec) -> str:
-        """Ship the working directory and start the job; its id."""
-        runtime_env = {
-            "working_dir": spec.working_dir,
+        """Ship the working directory and the code, and start the job; its id."""
+        runtime_env: dict[str, Any] = {
             "excludes": list(EXCLUDES),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **spec.env_vars},
         }
+        if spec.working_dir is not None:
+            runtime_env["working_dir"] = spec.working_dir
+        if spec.code:
+            runtime_env["py_modules"] = list(spec.code)
         try:
             return self._client.submit_job(
                 entrypoint=spec.entrypoint,
@@ -207,12 +212,13 @@ def train_job(
     resume: bool = False,
     now: datetime | None = None,
 ) -> JobSpec:
-    """A checked `raylign train` job. Every problem of the config is raised here, before anything is shipped."""
+    """A checked `raylign train` job. Every problem of the config is raised here, before anything is shipped.
+    working_dir: what the job gets; default the checkout that the recipe lies in, else the recipe's folder."""
     config = load_run(config_path, overrides)
-    root = (working_dir or checkout_root()).resolve()
-    path = config_path.resolve()
+    root, path = (working_dir or folder_of(config_path)).resolve(), config_path.resolve()
     if not path.is_relative_to(root):
         raise UserError(f"{config_path} is outside {root}, which is what the job gets; copy it in there")
+    refuse_what_stays_behind(config_path, overrides, root)
     submission_id = submission_id or f"{config.name}-{now or datetime.now():%Y%m%d-%H%M%S}"
     here = is_this_machine(address)
     if run_dir is None:
@@ -229,7 +235,8 @@ def train_job(
         PipelineDirectory(run_dir)  # refuses what cannot hold one
     command = ["-m", "cluster.cli", "train", path.relative_to(root).as_posix(), *overrides, "ray.address=auto"]
     command += ["--run-dir", run_dir, *(["--resume"] if resume else [])]
-    return JobSpec(submission_id, f"exec {interpreter()} {shlex.join(command)}", str(root), run_dir)
+    entrypoint = f"exec {interpreter()} {shlex.join(command)}"
+    return JobSpec(submission_id, entrypoint, str(root), run_dir, code=code_beside(root))
 
 
 def interpreter() -> str:
@@ -239,12 +246,6 @@ def interpreter() -> str:
     """
     mine = shlex.quote(sys.executable)
     return f"$(test -x {mine} && echo {mine} || echo python)"
-
-
-def checkout_root() -> Path:
-    """The checkout that this code runs from; the current directory where Raylign is installed without one."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "pyproject.toml").is_file() else Path.cwd()
 
 
 def is_this_machine(address: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Measured:
         )
 
 
-def measure(config: Mapping[str, object], rows: Sequence[Row], lengths: Sequence[Sequence[int]]) -> Measured:
+def measure(config: Mapping[str, Any], rows: Sequence[Row], lengths: Sequence[Sequence[int]]) -> Measured:
     """rows: the metrics of steps, the first (which warms up) left out here. UserError where they tell too little."""
     rollout, learner = config["rollout"], config["learner"]
     steps = [row for row in rows if row.get("response/length_max") is not None][1:]
@@ -67,9 +68,9 @@ def measure(config: Mapping[str, object], rows: Sequence[Row], lengths: Sequence
             f"a plan needs a run of at least {LEAST_STEPS + 1} steps that generated samples, this one has {len(steps)}"
         )
     samples, batch = rollout["sampling"]["samples_per_prompt"], rollout["prompts_per_step"]
-    tokens = np.array([row["response/length_mean"] * samples * batch for row in steps])
-    longest = np.array([row["response/length_max"] for row in steps])
-    generate = np.array([row["role/rollout/generate_s"] for row in steps])
+    tokens = np.array([_number(row, "response/length_mean") * samples * batch for row in steps])
+    longest = np.array([_number(row, "response/length_max") for row in steps])
+    generate = np.array([_number(row, "role/rollout/generate_s") for row in steps])
     # Of that step: workers come and go while a run goes on.
     workers = np.array([row.get("rollout/workers") or rollout["workers"] for row in steps])
     base, each = _fit(longest, tokens / workers, generate)
@@ -79,7 +80,7 @@ def measure(config: Mapping[str, object], rows: Sequence[Row], lengths: Sequence
         step=StepTime(base, each),
         learn_fixed_s=fixed,
         learn_token_s=token,
-        publish_s=statistics.median(row["sync/seconds"] for row in steps),
+        publish_s=statistics.median(_number(row, "sync/seconds") for row in steps),
         score_s=statistics.median(row.get("role/scorer/score_s") or 0.0 for row in steps),
         lengths=tuple(tuple(group) for group in lengths),
         sequences=rollout["max_num_seqs"],
@@ -99,6 +100,17 @@ def groups_of(lengths: Sequence[int], samples: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(lengths), size=(256, samples))
     return [[max(1, int(length)) for length in group] for group in drawn]
+
+
+def _number(row: Row, name: str) -> float:
+    """Of a step that generated samples; UserError where it was not finite."""
+    value = row[name]
+    if value is None:
+        raise UserError(
+            f"step {row['step']:g} has no {name} (it was not finite), so no times can be found; name a run "
+            "whose steps all have it"
+        )
+    return value
 
 
 def _learner_seconds(row: Row) -> float:

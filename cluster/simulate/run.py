@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -89,7 +89,8 @@ class _Simulation:
         self.version = self.admitted = self.named = 0
         self.wanted = scenario.workers
         self.learning: list[int] | None = None
-        self.publishing = False
+        self.publishing: list[int] | None = None
+        """Groups that were learned and whose version is not published yet."""
         self.published_at = 0.0
         self.busy_s = self.step_began = self.last_busy = self.decoded_before = 0.0
         self.found = Forecast()
@@ -118,13 +119,13 @@ class _Simulation:
 
     def _on_scored(self, group: int) -> None:
         self._driver(self.backlog.end, group)
-        if self.publishing:
-            self._publish()
+        if self.publishing is not None:
+            self._publish(self.publishing)
         self._learn()
 
-    def _on_learned(self, _: object) -> None:
-        self.publishing = True
-        self._publish()
+    def _on_learned(self, groups: list[int]) -> None:
+        self.publishing = groups
+        self._publish(groups)
 
     def _on_published(self, _: object) -> None:
         self._learn()
@@ -177,20 +178,20 @@ class _Simulation:
             self.last_busy = self.s.learn_s(sum(self.size[group] for group in self.learning))
             self.busy_s += self.last_busy
             # Where samples wait in a stream, a step has its own scored after it took them.
-            self._later((self.s.score_s if self.s.max_staleness else 0.0) + self.last_busy, "learned", None)
+            self._later((self.s.score_s if self.s.max_staleness else 0.0) + self.last_busy, "learned", self.learning)
 
-    def _publish(self) -> None:
+    def _publish(self, groups: Sequence[int]) -> None:
         if self.s.settle and self.backlog.open:
             return
-        self.publishing = False
+        self.publishing = None
         for name, worker in self.workers.items():
             self._touch(name)
             worker.stall(self.now, self.s.publish_s)
             self._reckon(name)
-        for group in self.learning:
+        for group in groups:
             del self.born[group], self.size[group]
         found, step_s = self.found, self.now - self.step_began
-        found.samples += len(self.learning) * self.s.samples
+        found.samples += len(groups) * self.s.samples
         found.step_s.append(step_s)
         found.workers.append(len(self.workers))
         self.learning, self.step_began = None, self.now

@@ -1,78 +1,71 @@
-"""A run in progress, as every training loop needs it: clocks, records, commits, evaluations' bookkeeping.
+"""A run in progress, as every training loop needs it: workers, updates, evaluations' bookkeeping, commits.
 
-In: a config, an open run directory. Out: metrics rows, events, samples, checkpoints. Left out: the loops
-(cluster/ppo.py, cluster/dpo.py), building the workers (online.py, cluster/dpo.py), the process around it
-(cluster/driver.py).
+In: an open run and its workers. Out: checkpoints, the decision to stop. Left out: clock and records (parts/logbook.py),
+the loops (cluster/ppo.py, cluster/dpo.py), building the workers (parts/online_workers.py, offline.py), the process
+around it (cluster/driver.py).
 """
 
 from __future__ import annotations
 
 import math
-import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.config.schema import Config
 from cluster.errors import RunFailed, UserError
 from cluster.experience.columns import StepColumns
 from cluster.run.checkpoints.commits import Commits
 from cluster.run.checkpoints.policies import prune_policies
 from cluster.run.checkpoints.state import DriverState
-from cluster.run.directory import RunDirectory, read_json_lines
-from cluster.run.ledger import Ledger
-from cluster.run.records.alarms import Alarms
-from cluster.run.records.console import Console
 from cluster.run.records.evaluation import mean_interval
-from cluster.run.records.metrics import EventsWriter, MetricsWriter, eval_metrics
-from cluster.run.records.shares import calls_of, step_times
-from cluster.run.records.timeline import Timeline
+from cluster.run.records.metrics import eval_metrics
+from cluster.training.parts.logbook import Logbook, Run
 from cluster.workers import LearnerGroup
 from learners.methods.method import UpdateResult
 
 
-class Job:
-    """State and records of one run."""
+class Job(Logbook, ABC):
+    """One run, whole: its records, its workers (`learner`, and what the kind adds) and what it works on."""
 
-    def __init__(
-        self,
-        config: Config,
-        directory: RunDirectory,
-        metrics: MetricsWriter,
-        events: EventsWriter,
-        console: Console,
-        model_path: Path,
-    ) -> None:
-        self.config = config
-        self.directory = directory
-        self.metrics = metrics
-        self.events = events
-        self.console = console
-        self.model_path = model_path
-        self.ledger = Ledger(directory.ledger_file)
+    def __init__(self, run: Run, learner: LearnerGroup) -> None:
+        super().__init__(run)
+        self.learner = learner
         self.commits = Commits(
-            directory.checkpoints,
-            events,
-            console.event,
-            config.learner.update_timeout_s,
+            run.directory.checkpoints,
+            run.events,
+            run.console.event,
+            run.config.learner.update_timeout_s,
             committed=self._committed,
         )
-        self.timeline = Timeline(directory)
-        self._alarms = Alarms(read_json_lines(directory.metrics_file))
-        self.heard: Callable[[str], None] = lambda what: None
-        """Who watches that the run moves."""
-        self._doing = ""
-        self.state = DriverState()
-        self.learner: LearnerGroup | None = None
-        self._phases: dict[str, float] = {}
-        self._row: dict[str, float] = {}
-        self._step_began = 0.0
-        self.step_seconds = self.learner_seconds = 0.0
-        """Of the last step that was finished."""
 
-    # --- a step's clock ---
+    # --- what each kind is ---
+
+    @abstractmethod
+    def begin(self, commit: Path | None) -> None:
+        """Wait for the workers, and restore the last commit or start at step 0."""
+
+    @abstractmethod
+    def evaluate(self, step: int) -> None:
+        """Measure the policy on what was held out; export it when it is the best so far."""
+
+    @abstractmethod
+    def export(self, step: int) -> Path:
+        """The tuned policy as a Hugging Face directory; the path."""
+
+    @abstractmethod
+    def rebuild(self, commit: Path | None) -> None:
+        """A new learner in the place of one that was lost, and everything back to `commit` (None: to step 0)."""
+
+    def save_extra(self, stage: Path) -> None:
+        """What a kind of job adds to its checkpoint."""
+
+    def load_extra(self, checkpoint: Path) -> None:
+        """The counterpart of `save_extra`."""
+
+    def verbs(self) -> Mapping[str, Callable[..., str]]:
+        """What may be asked of the run while it goes on, by name (cluster/run/control.py)."""
+        return {}
 
     def steps(self) -> Iterator[int]:
         """The steps still to do, until one asks to stop. Each is timed; what it recorded is written at its end."""
@@ -80,58 +73,6 @@ class Job:
             self.begin_row()
             self.heard("a new step")
             yield self.state.step + 1
-
-    def begin_row(self) -> None:
-        """Forget what was noted since the last row."""
-        self._phases, self._row, self._step_began = {}, {}, time.monotonic()
-        self.timeline.forget()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of the block under `time/<name>_s`."""
-        self.doing(name)
-        began = time.monotonic()
-        with self.timeline.span(name):
-            yield
-        self.heard(f"the end of {name}")
-        self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - began
-
-    def doing(self, what: str) -> None:
-        """Tell who looks on, and who watches that the run moves, what it does now."""
-        self._doing = what
-        self.console.phase(what)
-        self.heard(what)
-
-    def waiting(self, what: str) -> None:
-        """Tell who watches that the run moves of one wait of what it does now."""
-        self.heard(f"{self._doing}, {what}")
-
-    def role(self, role: str, phase: str, seconds: float) -> None:
-        """Seconds a role was busy: the report's `role/<role>/<phase>_s`."""
-        self._row[f"role/{role}/{phase}_s"] = self._row.get(f"role/{role}/{phase}_s", 0.0) + seconds
-
-    def note(self, metrics: Mapping[str, float]) -> None:
-        """Metrics of the running step."""
-        self._row.update(metrics)
-
-    def finish_step(self, step: int) -> None:
-        """Close the step's row. Evaluation and checkpoints come after: their seconds are not the step's."""
-        step_s = time.monotonic() - self._step_began
-        calls = calls_of(self._row)
-        self._row |= step_times(self._phases, calls, step_s)
-        self.step_seconds, self.learner_seconds = step_s, sum(calls.get("learner", {}).values())
-        self.state.step = step
-
-    def write_row(self, step: int) -> None:
-        self.timeline.write(step)
-        self.console.step(self.metrics.write(step, {name: float(value) for name, value in self._row.items()}))
-        for sign, text in self._alarms.hear(self._row):
-            self.tell("alarm", text, step, sign=sign)
-
-    def tell(self, kind: str, text: str, step: int, **facts: object) -> None:
-        """An event that people are to see at once."""
-        self.events.write(kind, text, step, **facts)
-        self.console.event(text)
 
     # --- updates ---
 
@@ -182,8 +123,8 @@ class Job:
         asked, state = self.config.evaluation, self.state
         if asked.patience is not None and state.evaluations_since_best >= asked.patience:
             return f"no better evaluation in {asked.patience}"
-        if asked.kl_bound is not None and state.kl_ref > asked.kl_bound:
-            return f"kl/ref {state.kl_ref:.3f} exceeds evaluation.kl_bound {asked.kl_bound:g}"
+        if asked.kl_bound is not None and state.kl_ref_k1 > asked.kl_bound:
+            return f"kl/ref_k1 {state.kl_ref_k1:.3f} exceeds evaluation.kl_bound {asked.kl_bound:g}"
         return None
 
     def evaluation_due(self) -> bool:
@@ -259,15 +200,6 @@ class Job:
         self.load_extra(commit)
         self.learner.load(str(commit))
 
-    def cut_back(self, metrics: MetricsWriter) -> None:
-        """The records were cut back to a commit, and go on in these."""
-        self.metrics = metrics
-        self._alarms = Alarms(read_json_lines(self.directory.metrics_file))
-
-    @abstractmethod
-    def rebuild(self, commit: Path | None) -> None:
-        """A new learner in the place of one that was lost, and everything back to `commit` (None: to step 0)."""
-
     def forget_progress(self) -> None:
         """As before the first step, where there is no commit to go back to."""
         before = self.state
@@ -284,16 +216,8 @@ class Job:
         safety = self.config.reward.safety
         return DriverState().multiplier if safety is None else safety.multiplier
 
-    def save_extra(self, stage: Path) -> None:
-        """What a kind of job adds to its checkpoint."""
-
-    def load_extra(self, checkpoint: Path) -> None:
-        """The counterpart of `save_extra`."""
-
-    def verbs(self) -> Mapping[str, Callable[..., str]]:
-        """What may be asked of the run while it goes on, by name (cluster/run/control.py)."""
-        return {}
-
     def close(self) -> None:
+        """End the workers, then what is open of the records."""
+        self.learner.close()
         self.commits.drop()
         self.ledger.close()

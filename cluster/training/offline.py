@@ -10,52 +10,73 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
 from actors.data.order import PromptOrder
-from actors.data.stored import StoredRow
+from actors.data.stored import StoredRow, StoredRows
 from actors.types import SampleBatch, ScoreBatch
 from cluster.config import resolve
 from cluster.config.placement import Placement
-from cluster.experience.columns import StepColumns
+from cluster.experience.columns import Ref, StepColumns
 from cluster.inputs.stored import StoredInputs
 from cluster.roles.learner import LearnerSpec
 from cluster.training.job import Job
+from cluster.training.parts.logbook import Run
 from cluster.workers import LearnerGroup, put
 
-Placed = Sequence[tuple[StoredRow, int]]
+Row = TypeVar("Row", bound=StoredRow)
+Placed = Sequence[tuple[Row, int]]
 """Rows with their positions in the run's order."""
 Part = Literal["train", "heldout"]
 
 
-class OfflineJob(Job):
+@dataclass(frozen=True, slots=True)
+class OfflineWorkers:
+    """The learner group, asked of Ray; built: what its ranks answer once they stand."""
+
+    learner: LearnerGroup
+    built: list[Ref]
+
+    def close(self) -> None:
+        self.learner.close()
+
+
+def start_offline_workers(run: Run, placement: Placement) -> OfflineWorkers:
+    """Ask Ray for the learner group; nothing waits."""
+    config = run.config
+    spec = LearnerSpec(
+        trains=resolve.training(config),
+        policy=resolve.policy_settings(config, str(run.model_path), config.steps),
+        critic=None,
+        reference_path=None,
+        device=placement.device,
+        timeout_s=config.learner.update_timeout_s,
+        saves_later=resolve.saves_later(config, placement.device),
+    )
+    learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
+    return OfflineWorkers(learner, learner.build(config.ray.start_timeout_s))
+
+
+class OfflineJob(Job, Generic[Row]):
     """Workers and verbs of one run on stored rows."""
 
-    def start_workers(self, placement: Placement) -> None:
-        config = self.config
-        spec = LearnerSpec(
-            trains=resolve.training(config),
-            policy=resolve.policy_settings(config, str(self.model_path), config.steps),
-            critic=None,
-            reference_path=None,
-            device=placement.device,
-            timeout_s=config.learner.update_timeout_s,
-            saves_later=resolve.saves_later(config, placement.device),
-        )
-        self.learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
+    def __init__(self, run: Run, workers: OfflineWorkers, inputs: StoredInputs) -> None:
+        super().__init__(run, workers.learner)
+        config = run.config
         self.learner.heard = self.waiting
-        self._building = self.learner.build(config.ray.start_timeout_s)
-
-    def begin(self, inputs: StoredInputs, commit: Path | None) -> None:
-        config = self.config
-        self.train, self.heldout = inputs.train, inputs.heldout
+        self._built = workers.built
+        self.train: StoredRows[Row] = inputs.train
+        self.heldout: StoredRows[Row] | None = inputs.heldout
         self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
         self.state.source = self.train.fingerprint()
+
+    def begin(self, commit: Path | None) -> None:
         self.console.phase("loading models")
-        self.learner.wait_built(self._building, config.ray.start_timeout_s)
+        self.learner.wait_built(self._built, self.config.ray.start_timeout_s)
         self.prepare()  # the weights are the initial ones here, on a resume too
         if commit is not None:
             self.restore(commit)
@@ -73,12 +94,8 @@ class OfflineJob(Job):
         """What is measured once, under the initial weights."""
 
     @abstractmethod
-    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
+    def columns(self, step: int, rows: Placed[Row], part: Part) -> StepColumns:
         """The columns of rows of a part of the data."""
-
-    @abstractmethod
-    def evaluate(self, step: int) -> None:
-        """Measure the policy on held-out rows; export it when it is the best so far."""
 
     def take(self, step: int) -> StepColumns:
         """The next rows of the order, admitted in the ledger, as the columns of a step."""
@@ -96,13 +113,14 @@ class OfflineJob(Job):
         self.check_update(columns.step, columns, result)
         self.ledger.trained(self._taken, columns.step)
 
-    def heldout_parts(self) -> Iterator[Placed]:
+    def heldout_parts(self) -> Iterator[Placed[Row]]:
         """The held-out rows, a step's worth at a time, after announcing it."""
         self.doing("evaluating")
         size = self.config.rows_per_step
-        for begin in range(0, len(self.heldout), size):
+        rows: tuple[Row, ...] = () if self.heldout is None else self.heldout.rows
+        for begin in range(0, len(rows), size):
             self.heard("evaluating")
-            yield [(row, row.id) for row in self.heldout.rows[begin : begin + size]]
+            yield [(row, row.id) for row in rows[begin : begin + size]]
 
     def settle(self, step: int, scores: dict[str, list[float]]) -> None:
         """Note an evaluation; the best policy so far is exported."""
@@ -116,11 +134,6 @@ class OfflineJob(Job):
         self.learner.export(str(target), str(self.model_path), self.export_facts(step, summary.digest))
         self.events.write("export", f"wrote {target.name}", step)
         return target
-
-    def close(self) -> None:
-        if self.learner is not None:
-            self.learner.close()
-        super().close()
 
     def stored(self, step: int, batch: SampleBatch, labels: Sequence[float] | None = None) -> StepColumns:
         """The batch's columns; labels: what stands for scores, one a row (default 0)."""

@@ -7,7 +7,6 @@ out: what is learned from samples (policy_gradient.py, online_pairs.py), records
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,23 @@ import numpy as np
 
 from actors.data.order import PromptOrder
 from actors.engines.probe import Mismatch
-from actors.models.pretrained import resolve_model
 from actors.rollouts.generation import RolloutStats
 from actors.types import PolicyVersion, Prompt, SampleBatch, SamplingSettings
 from cluster.config import resolve
-from cluster.config.placement import Placement
-from cluster.config.transport import choose_transport
+from cluster.errors import RunFailed
 from cluster.experience.batch import ScoreRefs, Wave
 from cluster.experience.columns import Samples
 from cluster.inputs.online import OnlineInputs
-from cluster.roles.learner import LearnerSpec
 from cluster.run.records.samples import write_samples
 from cluster.training.job import Job
 from cluster.training.parts.elastic import GONE, Elastic
-from cluster.training.parts.evaluation import heldout_prompts, heldout_scores, scorer_spec
+from cluster.training.parts.evaluation import heldout_prompts, heldout_scores
+from cluster.training.parts.logbook import Run
+from cluster.training.parts.online_workers import OnlineWorkers
 from cluster.training.parts.publish import Publisher
 from cluster.training.parts.records import sample_records
-from cluster.training.parts.rollouts import start_pool
-from cluster.training.scoring import Scoring
-from cluster.workers import LearnerGroup, ScorerPool, get, put
+from cluster.training.parts.scoring import Scoring
+from cluster.workers import get, put
 from learners.methods.method import TokenDetails
 
 COPY_BYTES = 64 << 20
@@ -45,44 +42,20 @@ FIRST_PROBE = 64
 class OnlineJob(Job):
     """Workers and verbs of one online run. `details`: the samples of the last update that are kept for people."""
 
-    details: tuple[TokenDetails, ...] = ()
-    _begun = False
-
-    def start_workers(self, placement: Placement, reward_specs: Sequence[Any], base: Path) -> None:
-        """Ask Ray for every worker at once; they import and load while the driver reads the data."""
-        config = self.config
-        self.sampling = resolve.sampling_settings(config)
-        transport, why = choose_transport(config, placement.device)
-        self.events.write("transport", f"weights go by {transport}: {why}")
-        total = resolve.optimizer_steps(config, config.steps)
-        own_critic = config.critic is not None and config.critic.path is not None
-        critic_path = str(resolve_model(config.critic.path) if own_critic else self.model_path)
-        self.learner = LearnerGroup(
-            placement.role("learner"),
-            LearnerSpec(
-                trains=resolve.training(config),
-                policy=resolve.policy_settings(config, str(self.model_path), total),
-                critic=resolve.critic_settings(config, critic_path, total) if config.critic else None,
-                reference_path=str(self.model_path) if resolve.needs_reference(config) else None,
-                device=placement.device,
-                timeout_s=config.learner.update_timeout_s,
-                temperature=self.sampling.temperature,
-                transport=transport,
-                weights_timeout_s=config.weights.timeout_s,
-                gives_back=config.rollout.sleep_level > 0,
-                saves_later=resolve.saves_later(config, placement.device),
-            ),
-            config.learner.update_timeout_s,
-        )
-        self.rollouts = start_pool(config, placement, self.model_path, self._tell_of_workers)
-        self.scorers = ScorerPool(
-            placement.role("scorer"),
-            scorer_spec(config, self.model_path, reward_specs, base),
-            config.rollout.timeout_s,
-            config.recovery.scorer_failures,
-            self._tell_of_workers,
-        )
+    def __init__(self, run: Run, workers: OnlineWorkers, inputs: OnlineInputs, tokenizer: Any) -> None:
+        super().__init__(run, workers.learner)
+        config = run.config
+        self.rollouts, self.scorers = workers.rollouts, workers.scorers
         self.learner.heard = self.scorers.heard = self.waiting
+        self._built, self._news = workers.built, workers.news
+        self.tokenizer = tokenizer
+        self.train = inputs.train
+        self.heldout = heldout_prompts(inputs)
+        self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
+        self.state.source = self.train.fingerprint()
+        self.state.multiplier = self.first_multiplier
+        self.sampling = resolve.sampling_settings(config)
+        self.details: tuple[TokenDetails, ...] = ()
         self.scoring = Scoring(self, self.scorers)
         self.publisher = Publisher(
             self.rollouts,
@@ -90,32 +63,17 @@ class OnlineJob(Job):
             bucket_bytes=int(config.weights.bucket_mb * (1 << 20)),
             timeout_s=config.weights.timeout_s,
             factor=config.weights.mismatch_factor,
-            transport=transport,
+            transport=workers.transport,
             record=lambda version: self.ledger.record_version(version.number, version.digest, self.state.step),
         )
-        # The learner's rendezvous must not wait for the engines: a thread gives the ranks their address meanwhile.
-        self._starter = ThreadPoolExecutor(1)
-        self._building = self._starter.submit(self._build_learner)
+        self.elastic = Elastic(self.rollouts, resolve.autoscale_settings(config), self.events)
 
-    def _build_learner(self) -> list[dict[str, float]]:
-        timeout_s = self.config.ray.start_timeout_s
-        return self.learner.wait_built(self.learner.build(timeout_s), timeout_s)
-
-    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
+    def begin(self, commit: Path | None) -> None:
         """Wait for the workers, calibrate the probe, and restore the last commit or start at step 0."""
-        config = self.config
-        self.tokenizer = tokenizer
-        self.train = inputs.train
-        self.heldout = heldout_prompts(inputs)
-        self.order = PromptOrder(len(self.train), config.seed, config.data.shuffle)
-        self.state.source = self.train.fingerprint()
-        self.state.multiplier = self.first_multiplier
         self.console.phase("loading models and engines")
-        self._building.result()
-        self._starter.shutdown()
+        self._built.result()
         last = PolicyVersion(self.ledger.last_version(), "from disk")
         self.publisher.adopt(last)
-        self.elastic = Elastic(self.rollouts, resolve.autoscale_settings(config), self.events)
         self._copy_rate = self.learner.copy_bytes_per_s(COPY_BYTES)
         if commit is not None and (self.rollouts.inherits or self.learner.found):
             self._go_on_with_the_living(commit)
@@ -125,7 +83,7 @@ class OnlineJob(Job):
                 self._resume(commit)
             else:
                 self.ledger.clear()
-        self._begun = True
+        self._news.aloud = True
 
     def _measure_fresh(self, version: PolicyVersion) -> None:
         """Wait for engines that hold what is on disk, and measure them against a learner that holds the same."""
@@ -142,12 +100,18 @@ class OnlineJob(Job):
         self.rollouts.take_over()
         self.restore(commit)
         self._fresh_recorded = self.recorded
-        self.publisher.recalibrate(Mismatch(self.state.fresh_mismatch, self.state.fresh_doubt))
+        self.publisher.recalibrate(self._measured_before())
         self.forget_load()
         self.publish()
         learner = " and the learner" if self.learner.found else ""
         found = sum(state not in GONE for _, state, _ in self.rollouts.members())
         self.events.write("recovered", f"the run goes on with {found} rollout workers{learner} of the driver before")
+
+    def _measured_before(self) -> Mismatch:
+        mean, doubt = self.state.fresh_mismatch, self.state.fresh_doubt
+        if mean is None or doubt is None:
+            raise RunFailed("the commit does not say how far fresh engines were from the learner; end the old workers")
+        return Mismatch(mean, doubt)
 
     def _first_probe(self) -> Any:
         """Short responses to some prompts, enough to measure the engines against the learner."""
@@ -156,11 +120,6 @@ class OnlineJob(Job):
         short = replace(one, max_tokens=min(one.max_tokens, FIRST_PROBE), min_tokens=0)
         prompts = self.train.prompts(self.order.take(0, n))
         return self.rollouts.generate(prompts, short, self.publisher.version.number, n).recorded
-
-    def _tell_of_workers(self, kind: str, text: str) -> None:
-        self.events.write(kind, text)
-        if self._begun:  # the workers of the start are expected
-            self.console.event(text)
 
     def _resume(self, commit: Path) -> None:
         fresh = self.state.fresh_mismatch, self.state.fresh_doubt
@@ -250,7 +209,8 @@ class OnlineJob(Job):
         if failed:
             self.tell("reward", failed, step)
             self.note({"eval/failed": np.isnan(found["reward"]).sum()})
-        if self.note_evaluation(step, found) and step > 0 and self.config.checkpoint.export:
+        scores = {name: values.tolist() for name, values in found.items()}
+        if self.note_evaluation(step, scores) and step > 0 and self.config.checkpoint.export:
             self.export(step)
 
     def export(self, step: int) -> Path:
@@ -261,9 +221,8 @@ class OnlineJob(Job):
         return target
 
     def close(self) -> None:
-        for pool in ("rollouts", "scorers", "learner"):
-            if getattr(self, pool, None) is not None:
-                getattr(self, pool).close()
+        self.rollouts.close()
+        self.scorers.close()
         super().close()
 
     # --- bookkeeping ---

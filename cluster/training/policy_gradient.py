@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from actors.types import Prompt
@@ -19,6 +18,8 @@ from cluster.experience.batch import StepBatch, Wave
 from cluster.experience.columns import StepColumns
 from cluster.inputs.online import OnlineInputs
 from cluster.training.online import OnlineJob, once
+from cluster.training.parts.logbook import Run
+from cluster.training.parts.online_workers import OnlineWorkers
 from learners.methods.kl_control import AdaptiveKL
 from learners.methods.method import UpdateResult, needs_old
 
@@ -26,11 +27,11 @@ from learners.methods.method import UpdateResult, needs_old
 class PolicyGradientJob(OnlineJob):
     """Workers and verbs of one on-policy run, with a critic or without."""
 
-    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
+    def __init__(self, run: Run, workers: OnlineWorkers, inputs: OnlineInputs, tokenizer: Any) -> None:
+        super().__init__(run, workers, inputs, tokenizer)
         self.method = resolve.resolve_method(self.config)
         self.state.kl_coef = self.method.preset.kl_coef
         self._critic_update: UpdateResult | None = None
-        super().begin(inputs, tokenizer, commit)
 
     def batch(self) -> StepBatch:
         """An empty batch, which says how many prompts it lacks."""
@@ -53,7 +54,7 @@ class PolicyGradientJob(OnlineJob):
         """Scores, and the log-probs and values that the method needs, in parallel."""
         self.make_room()
         samples = batch.samples
-        columns: dict[str, tuple[Any, ...]] = {}
+        columns: dict[str, Any] = {}
         if self.method.needs_reference:
             columns["reference"] = self.learner.reference_logprobs(samples.chunks)
         if needs_old(self.method, resolve.policy_settings(self.config, "", 1).update):
@@ -68,7 +69,8 @@ class PolicyGradientJob(OnlineJob):
             columns["baseline"] = tuple(self.scoring.baseline(wave) for wave in batch.waves)
         self.note_rollout(*batch.rollout_stats)
         scores = self.scoring.settle(step, batch)
-        return StepColumns(step=step, kl_coef=self.state.kl_coef, batch=samples.chunks, scores=tuple(scores), **columns)
+        measured = StepColumns(step=step, kl_coef=self.state.kl_coef, batch=samples.chunks, scores=tuple(scores))
+        return replace(measured, **columns)
 
     def update_critic(self, columns: StepColumns) -> None:
         if self.config.critic is None:
@@ -91,10 +93,10 @@ class PolicyGradientJob(OnlineJob):
     def _next_kl(self, result: UpdateResult, samples: int) -> None:
         self.note({"kl/coef": self.state.kl_coef})
         kl = self.config.algorithm.kl
-        # Neither is measured in a step that was skipped.
-        by_token, by_sequence = (result.metrics.get(name, math.nan) for name in ("kl/ref", "kl/ref_sequence"))
+        # Neither is measured in a step that was skipped. kl/ref, k3, is a curve: one token can make it anything.
+        by_token, by_sequence = (result.metrics.get(name, math.nan) for name in ("kl/ref_k1", "kl/ref_sequence"))
         if kl.target is not None and math.isfinite(by_sequence):
             controller = AdaptiveKL(self.state.kl_coef, kl.target, kl.horizon)
             self.state.kl_coef = controller.update(by_sequence, samples).coef
         if math.isfinite(by_token):
-            self.state.kl_ref = by_token
+            self.state.kl_ref_k1 = by_token

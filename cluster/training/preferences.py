@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actors.data.batches import judged_batch, mismatched_batch, pair_batch, partners
+from actors.data.batches import judged_batch, judged_of, mismatched_batch, pair_batch, pairs_of, partners
+from actors.data.judged import JudgedResponse
+from actors.data.preferences import PreferencePair
 from actors.data.stored import StoredRows
 from actors.types import SampleBatch
 from cluster.config import resolve
@@ -21,8 +23,10 @@ from cluster.training.offline import OfflineJob, Part, Placed
 from cluster.training.parts.reference_sums import ReferenceSums, weights_identity
 from learners.methods.presets import REFERENCE_FREE
 
+Judged = PreferencePair | JudgedResponse
 
-class PreferenceJob(OfflineJob):
+
+class PreferenceJob(OfflineJob[Judged]):
     """Workers and verbs of one offline preference run. Evaluated by whether held-out preferences are followed."""
 
     def prepare(self) -> None:
@@ -39,8 +43,12 @@ class PreferenceJob(OfflineJob):
         if self.heldout is not None:
             self._measure("heldout", range(len(self.heldout)))
 
-    def _source(self, part: Part) -> StoredRows:
-        return self.train if part == "train" else self.heldout
+    def _source(self, part: Part) -> StoredRows[Judged]:
+        if part == "train":
+            return self.train
+        if self.heldout is None:
+            raise ValueError("the run holds no rows out")
+        return self.heldout
 
     def _measure(self, part: Part, rows: Sequence[int]) -> None:
         source = self._source(part)
@@ -66,15 +74,15 @@ class PreferenceJob(OfflineJob):
             return own
         return np.concatenate([own, self.row_logprobs(self._mismatched(placed, part))[:, :1]], axis=1)
 
-    def _batch(self, rows: Placed) -> SampleBatch:
-        return pair_batch(rows) if self._pairs else judged_batch(rows)
+    def _batch(self, rows: Placed[Judged]) -> SampleBatch:
+        return pair_batch(pairs_of(rows)) if self._pairs else judged_batch(judged_of(rows))
 
-    def _mismatched(self, rows: Placed, part: Part) -> SampleBatch:
+    def _mismatched(self, rows: Placed[Judged], part: Part) -> SampleBatch:
         source, others = self._source(part), self._partners[part]
         return mismatched_batch(rows, [source[others[row.id]] for row, _ in rows])
 
-    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
-        labels = None if self._pairs else [row.label for row, _ in rows]
+    def columns(self, step: int, rows: Placed[Judged], part: Part) -> StepColumns:
+        labels = None if self._pairs else [row.label for row, _ in judged_of(rows)]
         columns = self.stored(step, self._batch(rows), labels)
         if part not in self._sums:  # a loss without a reference
             return columns
@@ -101,9 +109,14 @@ class PreferenceJob(OfflineJob):
             if self._pairs:
                 margins += (rewards[0::2] - rewards[1::2]).tolist()
             else:
-                signs = np.where([row.label > 0.5 for row, _ in rows], 1.0, -1.0)
-                margins += (signs * (rewards - self._settings.beta * columns.kto_baseline)).tolist()
+                signs = np.where([row.label > 0.5 for row, _ in judged_of(rows)], 1.0, -1.0)
+                margins += (signs * (rewards - self._settings.beta * self._baseline_of(columns))).tolist()
         self.settle(step, {"accuracy": followed(margins), "margin": margins})
+
+    def _baseline_of(self, columns: StepColumns) -> float:
+        if columns.kto_baseline is None:
+            raise ValueError("judged responses are compared with KTO's reference point, which was not measured")
+        return columns.kto_baseline
 
     @property
     def evaluation_metric(self) -> str:

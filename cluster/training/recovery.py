@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 from cluster.errors import RunFailed, StepLost
 from cluster.pool.members.recovery import FailureBudget
@@ -37,8 +36,8 @@ def step_of(commit: Path | None) -> int:
     return -1 if commit is None else DriverState.load(commit).step
 
 
-def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
-    """Run the loop to its end, with a new learner as often as recovery.learner_failures allows."""
+def train(job: Job, steps: Callable[[], None], open_metrics: Callable[[Path | None], MetricsWriter]) -> None:
+    """Run the steps to their end, with a new learner as often as recovery.learner_failures allows."""
     limits = job.config.recovery
     budget = FailureBudget(limits.learner_failures, limits.backoff_s)
     lost = False
@@ -46,7 +45,7 @@ def train(job: Job, loop: ModuleType, open_metrics: Callable[[Path | None], Metr
         try:
             if lost:
                 _go_back(job, open_metrics)
-            loop.train(job)
+            steps()
             return
         except StepLost as error:
             lost, wait_s = True, budget.failed(time.monotonic())
@@ -67,7 +66,7 @@ def _go_back(job: Job, open_metrics: Callable[[Path | None], MetricsWriter]) -> 
         commit, damaged = last_commit(job.directory)
     for problem in damaged:
         job.events.write("damaged", problem)
-    job.metrics.close()
+    job.run.metrics.close()
     job.cut_back(open_metrics(commit))
     to = max(0, step_of(commit))
     job.console.event(f"the step is lost; building the learner again from step {to}, what came after is repeated")

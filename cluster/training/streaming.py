@@ -24,6 +24,8 @@ from cluster.inputs.online import OnlineInputs
 from cluster.pool.members.ticket import Finished
 from cluster.pool.pool import samples_of
 from cluster.run.records.length_bias import length_bias
+from cluster.training.parts.logbook import Run
+from cluster.training.parts.online_workers import OnlineWorkers
 from cluster.training.parts.stream import Stream
 from cluster.training.policy_gradient import PolicyGradientJob
 from cluster.training.recovery import step_of
@@ -36,17 +38,22 @@ WATCHED = 8
 class StreamingJob(PolicyGradientJob):
     """Workers and verbs of one run whose samples may be some versions old."""
 
-    def begin(self, inputs: OnlineInputs, tokenizer: Any, commit: Path | None) -> None:
-        self._generated: dict[str, float] = {}
-        super().begin(inputs, tokenizer, commit)
+    def __init__(self, run: Run, workers: OnlineWorkers, inputs: OnlineInputs, tokenizer: Any) -> None:
+        super().__init__(run, workers, inputs, tokenizer)
         self.max_staleness = resolve.max_staleness(self.config)
+        self._generated: dict[str, float] = {}
+        self._biased = False
+        self._stream = self._new_stream()
+
+    def begin(self, commit: Path | None) -> None:
+        super().begin(commit)
         self._open_stream()
         self._send_again()
 
     def rebuild(self, commit: Path | None) -> None:
-        self._stream = None
+        before = self._stream
         super().rebuild(commit)
-        if self._stream is None:
+        if self._stream is before:
             self._open_stream()
         self._send_again()
 
@@ -76,18 +83,20 @@ class StreamingJob(PolicyGradientJob):
         self._stream.send(step, self.train.prompts([(row, position) for row, position in rows]))
 
     def _open_stream(self) -> None:
-        config = self.config
-        self._stream = Stream(
+        self._stream = self._new_stream()
+        self._biased = False
+        self.forget_load()
+
+    def _new_stream(self) -> Stream:
+        return Stream(
             self.rollouts,
-            resolve.admission(config),
+            resolve.admission(self.config),
             self.sampling,
             next_prompts=self.admit,
             drop=self.ledger.dropped,
-            recorded=config.weights.probe_samples,
-            timeout_s=config.rollout.timeout_s,
+            recorded=self.config.weights.probe_samples,
+            timeout_s=self.config.rollout.timeout_s,
         )
-        self._biased = False
-        self.forget_load()
 
     def forget_load(self) -> None:
         super().forget_load()

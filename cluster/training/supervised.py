@@ -11,18 +11,19 @@ import math
 import numpy as np
 
 from actors.data.batches import demonstration_batch
+from actors.data.demonstrations import Demonstration
 from cluster.experience.columns import StepColumns
 from cluster.training.offline import OfflineJob, Part, Placed
 
 
-class SupervisedJob(OfflineJob):
+class SupervisedJob(OfflineJob[Demonstration]):
     """Workers and verbs of one supervised run. Evaluated by the log-prob of held-out assistant tokens."""
 
     @property
     def evaluation_metric(self) -> str:
         return "logprob"
 
-    def columns(self, step: int, rows: Placed, part: Part) -> StepColumns:
+    def columns(self, step: int, rows: Placed[Demonstration], part: Part) -> StepColumns:
         return self.stored(step, demonstration_batch(rows))
 
     def evaluate(self, step: int) -> None:

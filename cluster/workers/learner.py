@@ -55,7 +55,8 @@ class LearnerGroup:
         return []
 
     def _start(self) -> None:
-        actor, role = ray.remote(leased(LearnerRole)), self._role
+        actor: Any = ray.remote(leased(LearnerRole))
+        role = self._role
         again = f".{self._started}" if self._started else ""  # the name of one that was killed is taken for a while
         self._ranks = [
             actor.options(**options(role, f"learner-{rank}{again}")).remote(self._spec, rank, role.count)
@@ -137,7 +138,7 @@ class LearnerGroup:
         timeout_s: float,
         on_parcel: Callable[[Ref], None],
         parcels: bool = False,
-        watch: Callable[[], None] = lambda: None,
+        watch: Callable[[], object] = lambda: None,
     ) -> tuple[list[Ref], WeightSummary]:
         """(bucket references, their summary) of the current policy; `on_parcel` hears of what each engine is to take as
         soon as it is there: the buckets themselves, or with `parcels` what the transport makes of each, which follows
@@ -227,7 +228,7 @@ class LearnerGroup:
         return None
 
 
-def _drain(stream: Any, timeout_s: float, watch: Callable[[], None]) -> Iterator[Ref]:
+def _drain(stream: Any, timeout_s: float, watch: Callable[[], object]) -> Iterator[Ref]:
     """The references of a streaming call; RunFailed when the stream does not come to its end in time."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -50,7 +50,7 @@ class Lease:
 def leased(role: type) -> type:
     """The role as an actor's class: its process ends with the lease, where it has one."""
 
-    class Leased(role):  # type: ignore[misc]
+    class Leased(role):
         def __init__(self, *arguments: Any) -> None:
             follow_lease()
             super().__init__(*arguments)

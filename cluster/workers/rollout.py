@@ -43,7 +43,7 @@ def start_rollout(role: RolePlan, spec: RolloutSpec) -> Callable[[str], RolloutH
             release(name)  # of one of this name that died with its driver
             group = reserve(name, {"CPU": role.cpus, "GPU": role.gpus}, given.get("lifetime"))
             given["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        actor = ray.remote(leased(RolloutRole)).options(max_concurrency=MANY, **given).remote(spec)
+        actor: Any = ray.remote(leased(RolloutRole)).options(max_concurrency=MANY, **given).remote(spec)
         return RayRollout(actor, name if alone else None)
 
     return start

@@ -41,7 +41,7 @@ class ScorerPool:
         failures: int = 0,
         tell: Callable[[str, str], None] = lambda kind, text: None,
     ) -> None:
-        actor = ray.remote(concurrency_groups={WATCH: 2})(leased(ScorerRole))
+        actor: Any = ray.remote(concurrency_groups={WATCH: 2})(leased(ScorerRole))  # type: ignore[call-overload] # Ray's stubs lack it
         again = {"max_restarts": failures, "max_task_retries": failures}
         found = living("scorer")  # of an earlier driver; to score leaves no trace in them
         names = [f"scorer-{i}" for i in range(role.count)]
@@ -56,7 +56,7 @@ class ScorerPool:
         """The calls that last as long as a scorer does."""
 
     def score(self, samples: Samples) -> list[tuple[Ref, Ref]]:
-        """(scores, stats) references, one pair a chunk."""
+        """(scores, report) references, one pair a chunk."""
         self._watch()
         made = []
         for i, (chunk, prompts) in enumerate(zip(samples.chunks, samples.prompts, strict=True)):

@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, GetPydanticSchema, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from cluster.config.schema import Config
@@ -105,16 +105,20 @@ def _section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 def _type(annotation: Any, info: FieldInfo | None = None) -> str:
     """A type as a person says it, with its bounds."""
-    bounds = _bounds(info.metadata if info is not None else ())
+    metadata = info.metadata if info is not None else []
+    bounds = _bounds(metadata)
     arguments = get_args(annotation)
+    if names := _names(metadata):
+        return _choice(names)
     match get_origin(annotation):
         case origin if origin is Literal:
-            return ", ".join(f"`{_yaml(value)}`" for value in arguments)
+            return _choice(arguments)
         case origin if origin in (Union, UnionType):
             kinds = [_type(each) + (bounds if each is not NoneType else "") for each in arguments]
             return " or ".join(kind for kind in kinds if info is None or info.default is not None or kind != NULL)
         case origin if origin is Annotated:
-            return _type(arguments[0]) + _bounds(arguments[1:])
+            names = _names(arguments[1:])
+            return _choice(names) if names else _type(arguments[0]) + _bounds(arguments[1:])
         case origin if origin is list:
             return f"list of {_type(arguments[0])}"
         case origin if origin is tuple:
@@ -122,6 +126,18 @@ def _type(annotation: Any, info: FieldInfo | None = None) -> str:
         case origin if origin is dict:
             return "mapping"
     return NULL if annotation is NoneType else PLAIN[annotation] + bounds
+
+
+def _names(metadata: Sequence[Any]) -> Sequence[Any]:
+    """The names that `one_of` allows; none where it is not among these."""
+    for each in metadata:
+        if isinstance(each, GetPydanticSchema):
+            return TypeAdapter(Annotated[str, each]).json_schema()["enum"]
+    return ()
+
+
+def _choice(values: Sequence[Any]) -> str:
+    return ", ".join(f"`{_yaml(value)}`" for value in values)
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

@@ -245,7 +245,7 @@ class DeepSpeedEngine:
             raise ValueError(f"another rank cannot load its part of {directory}; its own message says why")
 
     def _find_shards(self, built: object) -> Shards:
-        if self._zero.stage == 0:
+        if isinstance(self._adamw, MasterAdamW):  # stage 0's
             return ReplicatedShards(self._adamw)
         if isinstance(built, BF16_Optimizer):
             return Bfloat16Stage1Shards(built)

@@ -6,9 +6,17 @@ that produces log-probs). Left out: ZeRO (the engines'), forwards over packed ro
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from actors.models.adapters import attach
 from actors.models.attention import implementation
@@ -17,17 +25,19 @@ from actors.models.numerics import settle_kernels
 from actors.models.reward_model import exact_head
 from learners.engines.settings import ModelSettings
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def load_policy(settings: ModelSettings) -> nn.Module:
+
+def load_policy(settings: ModelSettings) -> PreTrainedModel:
     """A causal language model. Its `named_parameters` are the Hugging Face names that the engines load."""
     model = AutoModelForCausalLM.from_pretrained(settings.path, **_arguments(settings))
-    return _prepared(model, settings)
+    return _prepared(model, model, settings)
 
 
 class ValueModel(nn.Module):
     """A trunk and a linear head to one number; the value for deciding token t is read at position t-1."""
 
-    def __init__(self, trunk: nn.Module, hidden_size: int) -> None:
+    def __init__(self, trunk: PreTrainedModel, hidden_size: int) -> None:
         super().__init__()
         self.trunk = trunk
         self.value_head = nn.Linear(hidden_size, 1, dtype=trunk.dtype)
@@ -53,20 +63,20 @@ def load_critic(settings: ModelSettings) -> ValueModel:
         config.num_hidden_layers = settings.layers
         arguments["config"] = config
     trunk = AutoModel.from_pretrained(settings.path, **arguments)
-    return _prepared(ValueModel(trunk, trunk.config.hidden_size), settings)
+    return _prepared(ValueModel(trunk, trunk.config.hidden_size), trunk, settings)
 
 
 class RewardNetwork(nn.Module):
     """A sequence-classification model with one label; a row's score is read at its last token."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, packed: PackedTensors, row_ends: torch.Tensor) -> torch.Tensor:
         """Scores, float32 [b]; row_ends: [b], where each row's last token stands in the packed row."""
         hidden = self.classifier.base_model(**packed.arguments()).last_hidden_state[0]
-        return self.classifier.score(hidden[row_ends])[:, 0]
+        return self.classifier.get_submodule("score")(hidden[row_ends])[:, 0]
 
 
 def load_reward_model(settings: ModelSettings) -> RewardNetwork:
@@ -81,7 +91,7 @@ def load_reward_model(settings: ModelSettings) -> RewardNetwork:
         )
     if any(name.startswith("score.") for name in info["missing_keys"]):
         nn.init.zeros_(model.score.weight)
-    return _prepared(RewardNetwork(exact_head(model)), settings)
+    return _prepared(RewardNetwork(exact_head(model)), model, settings)
 
 
 def _arguments(settings: ModelSettings) -> dict:
@@ -92,10 +102,9 @@ def _arguments(settings: ModelSettings) -> dict:
     }
 
 
-def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
+def _prepared(model: Network, trunk: PreTrainedModel, settings: ModelSettings) -> Network:
+    """trunk: the transformers model within."""
     settle_kernels()
-    trunk = {ValueModel: "trunk", RewardNetwork: "classifier"}.get(type(model))
-    trunk = model if trunk is None else getattr(model, trunk)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -104,7 +113,8 @@ def _prepared(model: nn.Module, settings: ModelSettings) -> nn.Module:
     if settings.lora is not None:
         attach(trunk, settings.lora)
         if isinstance(model, RewardNetwork):
-            trunk.score.requires_grad_(True)  # it starts at zero or was another's: nothing is learned without it
+            # It starts at zero or was another's: nothing is learned without it.
+            trunk.get_submodule("score").requires_grad_(True)
     if settings.gradient_checkpointing:
         # Checkpointing is off in eval mode; with every dropout at 0, train mode computes the same.
         trunk.gradient_checkpointing_enable({"use_reentrant": False})

@@ -10,8 +10,9 @@ Left out: ZeRO (deepspeed_engine partitions the groups made here), gradients' wa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
@@ -151,26 +152,38 @@ class MasterAdamW(torch.optim.AdamW):
 
     def gradients(self) -> list[torch.Tensor]:
         """float32 gradients of all parameters, in order; zeros are made for those without one, so ranks agree."""
+        found = []
         for p in self.parameters:
             if p.grad is None:
                 p.grad = torch.zeros(p.shape, dtype=torch.float32, device=p.device)
-        return [p.grad for p in self.parameters]
+            found.append(p.grad)
+        return found
 
     def drop_gradients(self) -> None:
         for p in self.parameters:
             p.grad = None
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """One AdamW step on the masters; parameters take the rounded result."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One AdamW step on the masters; parameters take the rounded result. ValueError for a closure: the gradients
+        that it makes are the parameters', after the masters have taken theirs."""
+        if closure is not None:
+            raise ValueError("the masters step on gradients that are there: call backward, then step without a closure")
         masters = list(self.masters.values())
         for p, master in zip(self.parameters, masters, strict=True):
             if master is not p:
                 master.grad = p.grad
-        super().step(closure)
+        super().step()
         for master in masters:
             master.grad = None
         self.write_back()
+        return None
 
     @torch.no_grad()
     def write_back(self) -> None:

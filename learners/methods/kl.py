@@ -1,4 +1,5 @@
-"""KL to a reference: the three per-token estimators; the controllers of its coefficient are given on (kl_control.py).
+"""KL to a reference: three estimators per token, and the one that decides; the controllers of its coefficient are given
+on (kl_control.py).
 
 In: token log-probs of two policies (any shape). Out: estimates per token. Left out on purpose: where the KL goes
 (reward: `advantages`; loss: `policy_losses`) and masking, which both do before they call.
@@ -13,7 +14,7 @@ from learners.methods.aggregation import real
 from learners.methods.kl_control import AdaptiveKL, FixedKL, kl_controller
 from learners.methods.presets import KL_KINDS
 
-__all__ = ["AdaptiveKL", "FixedKL", "bounded_exp", "kl_controller", "kl_tokens"]
+__all__ = ["AdaptiveKL", "FixedKL", "bounded_exp", "kl_controller", "kl_tokens", "steady_kl"]
 
 EXPONENT_BOUND = 20.0
 """Exponents are clamped to ± this; exp(20) is 4.9e8."""
@@ -42,3 +43,10 @@ def kl_tokens(lp: Tensor, ref: Tensor, kind: str) -> Tensor:
     linear = torch.where(-d > EXPONENT_BOUND, d.detach(), d)
     # expm1, for exp(x) - 1 - x loses x^2 / 2 to rounding: in float32 a tenth of it at x = 1e-3, all of it below 1e-4.
     return (-d).clamp(-EXPONENT_BOUND, EXPONENT_BOUND).expm1() + linear
+
+
+def steady_kl(lp: Tensor, ref: Tensor) -> Tensor:
+    """k1 within ±20 nats, per token: what an early stop, an alarm or a controller reads, as a mean or summed over a
+    sequence. One of N tokens adds at most 20 / N to the mean, where k3 adds its exponential: a single ref - lp of 15
+    adds exp(15) / N."""
+    return kl_tokens(lp, ref, "k1").clamp(-EXPONENT_BOUND, EXPONENT_BOUND)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from actors.types import Sample, SampleBatch, ScoreBatch
 from learners.engines.settings import ModelSettings, OptimizerSettings, ZeroSettings
 from learners.methods.presets import PreferenceSettings, Preset, RewardModelSettings
+
+Column = TypeVar("Column")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,13 @@ class StepInputs:
     row_reference: np.ndarray | None = None
 
 
+def required(column: Column | None, name: str) -> Column:
+    """A column that the method cannot do without. ValueError where the step came without it."""
+    if column is None:
+        raise ValueError(f"the method needs {name}, which this step has not: give it in the step's inputs")
+    return column
+
+
 @dataclass(frozen=True, slots=True)
 class TokenColumn:
     """A rank's share of a column on the batch's T axis: `slots` says which tokens `values` belong to."""
@@ -117,7 +127,8 @@ def assemble(columns: list[TokenColumn], length: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """One sample with its per-token values, for people to look at. Arrays [n] over the sample's response tokens."""
+    """One sample with its per-token values, for people to look at. Arrays [n] over the sample's response tokens, NaN
+    (advantages: 0) on those that the environment wrote."""
 
     row: int
     sample: Sample

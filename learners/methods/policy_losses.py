@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learners.methods.aggregation import BatchTotals, aggregate, batch_totals, masked, row_counts, token_mean
-from learners.methods.kl import bounded_exp, kl_tokens
+from learners.methods.kl import bounded_exp, kl_tokens, steady_kl
 from learners.methods.presets import PolicyLossSettings
 
 # --- ratios: (d_BT zero outside the mask, mask_BT) -> (ratio_BT, share: what a token carries of its row's loss) ---
@@ -114,6 +114,10 @@ CORRECTIONS: dict[str, Callable[[Tensor, PolicyLossSettings], Tensor]] = {
 }
 
 
+CURVES = ("kl/ref", "policy/ratio", "policy/approx_kl", "policy/correction_weight")
+"""Metrics that are means of exponentials: one token may move them to anything, so they are shown and decide nothing."""
+
+
 def policy_loss(
     lp_BT: Tensor,
     old_BT: Tensor,
@@ -148,9 +152,11 @@ def policy_loss(
     loss_BT = loss_BT * share
     weight_BT = None
     if settings.correction != "none":
+        assert roll_BT is not None, "checked above: a correction comes with roll"
         weight_BT = CORRECTIONS[settings.correction](old_BT - roll_BT, settings)
         loss_BT = loss_BT * weight_BT
     if settings.kl_kind is not None:
+        assert ref_BT is not None, "checked above: a KL comes with ref"
         loss_BT = loss_BT + settings.kl_coef * kl_tokens(lp_BT, ref_BT, settings.kl_kind)
     if entropy_BT is not None and settings.entropy_coef != 0.0:
         loss_BT = loss_BT - settings.entropy_coef * entropy_BT
@@ -176,13 +182,14 @@ def _metrics(
     ranks they are the batch's. A metric whose input is absent is absent.
 
     policy/approx_kl: k3 of KL(old || lp), r - 1 - log r (the tokens were sampled from old). kl/ref, kl/ref_k1: k3 and
-    k1 of KL(lp || ref). policy/mismatch: |roll - old|. policy/correction_weight: the weight on the surrogate.
+    k1 (`steady_kl`) of KL(lp || ref), nats a token; the first is a curve, the second is what decides.
+    policy/mismatch: |roll - old|. policy/correction_weight: the weight on the surrogate.
     """
     lp_BT = lp_BT.detach()
     tokens = {**tokens, "policy/approx_kl": kl_tokens(old_BT, lp_BT, "k3"), "policy/entropy": entropy_BT}
     if ref_BT is not None:
         tokens["kl/ref"] = kl_tokens(lp_BT, ref_BT, "k3")
-        tokens["kl/ref_k1"] = kl_tokens(lp_BT, ref_BT, "k1")
+        tokens["kl/ref_k1"] = steady_kl(lp_BT, ref_BT)
     if roll_BT is not None:
         tokens["policy/mismatch"] = (roll_BT - old_BT).abs()
     return {name: token_mean(x_BT, mask_BT, totals) for name, x_BT in tokens.items() if x_BT is not None}

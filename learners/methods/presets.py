@@ -43,7 +43,7 @@ PREFERENCE_LOSSES: dict[str, PreferenceLoss] = {
     "simpo": PreferenceLoss(reference=False, averaged=True),
     "cpo": PreferenceLoss(reference=False),
 }
-"""Each is a function of that name in preference_losses.py."""
+"""Each is a function of that name in preference_formulas.py."""
 
 PREFERENCE_NAMES = tuple(PREFERENCE_LOSSES)
 REFERENCE_FREE = tuple(name for name, loss in PREFERENCE_LOSSES.items() if not loss.reference)

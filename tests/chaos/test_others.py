@@ -61,7 +61,9 @@ def test_a_driver_that_hangs_writes_every_stack_and_is_started_again(
         "ray": {"start_timeout_s": 60},
         "recovery": {"watchdog_s": 61},
     }
-    fault = Fault("driver hangs", "driver", "cluster.training.scoring:Scoring.settle", call=4, do="sleep", seconds=1000)
+    fault = Fault(
+        "driver hangs", "driver", "cluster.training.parts.scoring:Scoring.settle", call=4, do="sleep", seconds=1000
+    )
     path = recipe(tmp_path, tiny_model, **merged(CHANGES, short))
     ended = run_with([fault], path, tmp_path / "run", timeout_s=290)
     assert ended.code == 0, ended.output
@@ -112,7 +114,7 @@ def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tm
         Fault(
             "driver a day ahead",
             "driver",
-            "cluster.training.scoring:Scoring.settle",
+            "cluster.training.parts.scoring:Scoring.settle",
             call=2,
             do="jump",
             seconds=day,
@@ -120,7 +122,7 @@ def test_clocks_that_jump_change_nothing(undisturbed: Path, tiny_model: Path, tm
         Fault(
             "driver a day behind",
             "driver",
-            "cluster.training.scoring:Scoring.settle",
+            "cluster.training.parts.scoring:Scoring.settle",
             call=4,
             do="jump",
             seconds=-2 * day,
@@ -153,7 +155,7 @@ def test_a_run_that_stops_early_stops_there_though_its_driver_dies_at_the_end(ti
     (end,) = events_of(ended.run_dir, 0.0, "end")[1:]
     assert "exceeds evaluation.kl_bound 1e-09" in end["text"]
     last = rows(ended.run_dir)[-1]["step"]
-    assert 0 < last < STEPS and rows(ended.run_dir)[last]["kl/ref"] > 0
+    assert 0 < last < STEPS and rows(ended.run_dir)[last]["kl/ref_k1"] > 0
     assert [path.name for path in (ended.run_dir / "policy").iterdir()] == [f"step-{last}"]
     assert_balanced(ended.run_dir, trained=4 * last)
 
@@ -179,7 +181,7 @@ def test_a_driver_that_is_killed_again_and_again_changes_nothing(
     """In the middle of a wave, between an update and its publish, while it commits, and after; and its recipe has
     become another experiment's."""
     faults = [
-        Fault("driver killed in a step", "driver", "cluster.training.scoring:Scoring.settle", call=4),
+        Fault("driver killed in a step", "driver", "cluster.training.parts.scoring:Scoring.settle", call=4),
         Fault("driver killed at a publish", "driver", "cluster.run.ledger:Ledger.record_version", call=2),
         Fault("driver killed in a commit", "driver", "cluster.run.checkpoints.checkpoint:write_atomic", call=2),
     ]

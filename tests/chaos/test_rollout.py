@@ -61,7 +61,7 @@ def test_workers_that_die_at_each_bucket_of_a_version_and_an_idle_one_change_not
     wait = Fault(
         "worker killed while idle",
         "driver",
-        "cluster.training.scoring:Scoring.settle",
+        "cluster.training.parts.scoring:Scoring.settle",
         call=6,
         do="sleep",
         seconds=4.0,
@@ -89,7 +89,9 @@ def test_workers_that_die_at_each_bucket_of_a_version_and_an_idle_one_change_not
 def test_a_spare_takes_the_place_of_a_worker_that_died(undisturbed: Path, tiny_model: Path, tmp_path: Path) -> None:
     changes = merged(CHANGES, {"recovery": {"spares": 1}})
     fault = Fault("worker killed, a spare ready", "rollout-0", "actors.rollouts.worker:RolloutWorker.admit", call=4)
-    pause = Fault("until it is", "driver", "cluster.training.scoring:Scoring.settle", call=3, do="sleep", seconds=25.0)
+    pause = Fault(
+        "until it is", "driver", "cluster.training.parts.scoring:Scoring.settle", call=3, do="sleep", seconds=25.0
+    )
     ended = run_with([fault, pause], recipe(tmp_path, tiny_model, **changes), tmp_path / "run")
     assert ended.code == 0, ended.output
     assert_died(ended, fault.id)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import _app
-from cluster.commands.eval import _show_verdicts
+from cluster.commands.eval import _counted, _show_verdicts
 from cluster.comparison import answers, verdicts
 from cluster.config import load_config
 from cluster.errors import UserError
@@ -36,7 +36,7 @@ def other_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def evaluate(*arguments: object) -> str:
-    result = CliRunner().invoke(_app("eval"), ["eval", *map(str, arguments)], catch_exceptions=False)
+    result = CliRunner().invoke(_app(), ["eval", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
 
@@ -62,7 +62,9 @@ def test_two_models_answer_the_same_prompts_and_a_judge_tells_them_apart(
 
 
 def test_the_verdicts_are_told_with_ties_and_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
-    _show_verdicts(["base", "tuned"], [1.0, 1.0, 0.5, 0.0, math.nan])
+    judged = _counted([1.0, 1.0, 0.5, 0.0, math.nan])
+    assert [judged[key] for key in ("wins", "ties", "losses", "without_verdict")] == [2, 1, 1, 1]
+    _show_verdicts(["base", "tuned"], judged)
     said = " ".join(capsys.readouterr().out.split())
     assert "tuned wins 2, ties 1, loses 1 against base (1 without a verdict); win rate 0.625" in said
 
@@ -103,4 +105,4 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(
     }
     path.write_text(json.dumps(tree))
     with pytest.raises(UserError, match=reason):
-        CliRunner().invoke(_app("eval"), ["eval", str(path), *arguments], catch_exceptions=False)
+        CliRunner().invoke(_app(), ["eval", str(path), *arguments], catch_exceptions=False)

@@ -20,9 +20,9 @@ from cluster.commands.jobs import jobs as list_jobs
 from cluster.commands.logs import logs
 from cluster.commands.status import status
 from cluster.errors import UserError
-from cluster.service.jobs import Jobs, JobSpec, JobView, checkout_root, connect, train_job
+from cluster.service.jobs import Jobs, JobSpec, JobView, connect, train_job
 from tests.fixtures.job_server import JobServer, free_ports, job_server
-from tests.integration.runs import learned, recipe, rows
+from tests.integration.runs import REPO, learned, recipe, rows
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def jobs(server: JobServer) -> Jobs:
 
 
 def _job(name: str, code: str, run_dir: Path) -> JobSpec:
-    return JobSpec(name, shlex.join([sys.executable, "-c", code]), str(checkout_root()), str(run_dir))
+    return JobSpec(name, shlex.join([sys.executable, "-c", code]), str(REPO), str(run_dir))
 
 
 def _wait(jobs: Jobs, name: str, until: Callable[[JobView], bool], timeout_s: float = 60.0) -> JobView:
@@ -59,7 +59,7 @@ def test_job_runs_the_shipped_checkout_and_its_log_can_be_followed(jobs: Jobs, t
     path, git, venv = re.search(
         r"^(/\S*cluster/service/jobs\.py) (\w+) (\w+)$", "".join(written), re.MULTILINE
     ).groups()
-    assert not Path(path).is_relative_to(checkout_root())  # the copy, not this one
+    assert not Path(path).is_relative_to(REPO)  # the copy, not this one
     assert (git, venv) == ("False", "False")
     assert path in jobs.logs("shipped")
 
@@ -71,7 +71,7 @@ def test_a_submitted_run_ends_like_a_local_one(
     path = recipe(work, tiny_model)
     rewards = Path("tests", "integration", "rewards.py")
     (work / rewards).parent.mkdir(parents=True)
-    shutil.copy(checkout_root() / rewards, work / rewards)
+    shutil.copy(REPO / rewards, work / rewards)
     run_dir = tmp_path / "run"
     jobs.submit(
         train_job(path, [], address=server.address, run_dir=str(run_dir), submission_id="whole-run", working_dir=work)

@@ -11,7 +11,7 @@ _TABLE = {
     "actors/transports": "actors",
     "actors/models": "actors actors/data actors/transports",
     "actors/engines": "actors actors/transports actors/models",
-    "actors/rewards": "actors actors/models",
+    "actors/rewards": "actors actors/data actors/models",
     "actors/engines/vllm": "actors actors/transports actors/models actors/engines",
     "actors/rollouts": "actors actors/transports actors/engines",
     "learners/engines": "actors/models",
@@ -31,33 +31,35 @@ _TABLE = {
     "cluster/workers": "actors actors/transports actors/engines actors/rollouts learners/methods "
     "cluster/experience cluster/pool/members cluster/roles cluster/config",
     "cluster/config/loading": "cluster/config/sections cluster/config cluster/config/rules",
+    "cluster/config/starter": "cluster/config cluster/config/loading",
     "cluster/run": "actors cluster/config cluster/config/rules cluster/config/loading",
     "cluster/inspect": "actors/data actors/models actors/engines actors/rewards cluster/config/sections "
     "cluster/config cluster/inputs cluster/workers cluster/config/loading cluster/run",
     "cluster/run/records": "actors/rollouts cluster/config cluster/run",
-    "cluster/service": "cluster/config cluster/run",
+    "cluster/service": "cluster/config cluster/config/loading cluster/run",
     "cluster/life": "cluster/pool/members cluster/roles cluster/workers cluster/run/records",
     "cluster/run/checkpoints": "actors cluster/run cluster/run/records",
     "cluster/simulate": "actors cluster/pool/members cluster/pool cluster/run/records",
+    "cluster/run/report": "actors/rollouts learners/methods cluster/config cluster/run cluster/run/records "
+    "cluster/run/checkpoints",
     "cluster/training/parts": "actors actors/models actors/engines actors/rewards learners/methods "
     "cluster/config/sections cluster/experience cluster/pool/members cluster/pool "
     "cluster/roles cluster/config cluster/inputs cluster/workers cluster/run "
-    "cluster/inspect cluster/run/records",
-    "cluster/run/report": "actors/rollouts learners/methods cluster/config cluster/run cluster/run/records "
-    "cluster/run/checkpoints",
-    "cluster/training": "actors actors/data actors/models actors/engines actors/rollouts learners/methods "
+    "cluster/inspect cluster/run/records cluster/run/checkpoints",
+    "cluster/training": "actors actors/data actors/engines actors/rollouts learners/methods "
     "cluster/experience cluster/pool/members cluster/pool cluster/roles "
     "cluster/config cluster/inputs cluster/workers cluster/run cluster/run/records "
-    "cluster/run/checkpoints cluster/training/parts",
-    "cluster": "actors actors/data actors/models actors/rewards learners cluster/config/sections "
+    "cluster/run/checkpoints cluster/run/report cluster/training/parts",
+    "cluster": "actors actors/data actors/models actors/rewards cluster/config/sections "
     "cluster/roles cluster/config cluster/config/rules cluster/inputs cluster/workers "
     "cluster/config/loading cluster/run cluster/run/records cluster/life "
-    "cluster/training/parts cluster/run/report cluster/training",
-    "cluster/commands": "actors/models learners/engines learners cluster/config/sections cluster/roles "
-    "cluster/config cluster/workers cluster/config/loading cluster/run "
-    "cluster/inspect cluster/run/records cluster/service cluster/life "
-    "cluster/run/checkpoints cluster/simulate cluster/run/report cluster",
-    "serve": "",
+    "cluster/run/report cluster/training/parts cluster/training",
+    "cluster/commands": "actors/data actors/models learners/engines learners cluster/config/sections "
+    "cluster/roles cluster/config cluster/workers cluster/config/loading "
+    "cluster/config/starter cluster/run cluster/inspect cluster/run/records "
+    "cluster/service cluster/life cluster/run/checkpoints cluster/simulate "
+    "cluster/run/report cluster",
+    "serve": "actors/data",
     "serve/commands": "serve",
 }
 
@@ -67,7 +69,7 @@ OPEN_TO_ALL = {"cluster": "errors.py"}
 """A package's file that each of its rooms may import."""
 
 MOST_ENTRIES = 14
-"""Of a folder, __init__.py apart. A package's top holds at most so many files and at most so many rooms."""
+"""Of a folder, __init__.py apart. The checkout's top and a package's hold at most so many files and at most so many rooms."""
 
 ANY_NUMBER = {"cluster/commands", "deploy/recipes", "deploy/recipes/gpu", "tests"}
 """A file a verb; recipes; tests of a room, wherever they lie."""

@@ -154,8 +154,12 @@ def test_dockerfile_copies_what_exists_and_every_package(name: str) -> None:
     copied = [source for words in copies for source in _sources(words)]
     missing = [source for source in copied if not (ROOT / source).exists()]
     assert not missing
-    packages = {pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages | {"pyproject.toml", "constraints.txt", "deploy/recipes"} <= set(copied)
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {pattern.rstrip("*").replace(".", "/") for pattern in include}
+    assert packages | {"pyproject.toml", "constraints", "LICENSE"} <= set(copied)
+    install = next(i for i, words in enumerate(lines) if words[:3] == ["RUN", "pip", "install"] and "-c" in words)
+    before = {source for words in lines[:install] if words[0] == "COPY" for source in _sources(words)}
+    assert packages <= before, "recipes too: what pip installs is what `raylign init` finds"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +171,7 @@ def test_image_installs_the_pinned_torch_alone_and_first_then_the_extra(name: st
     assert len(installs) == 2
     assert f'"torch=={_pin("torch")}{torch}"' in installs[0]
     assert "TORCH_INDEX" in installs[0]
-    assert installs[1] == f"pip install -c constraints.txt '.[{extra}]'"
+    assert installs[1] == f"pip install -c constraints/{extra}.txt '.[{extra}]'"
     assert extra in PROJECT["project"]["optional-dependencies"]
 
 

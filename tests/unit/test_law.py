@@ -36,7 +36,7 @@ RAY_IMPORTERS = {
     "cluster/service/jobs.py",  # Ray Jobs' client, which starts no worker
 }
 SERVING = "serve/"
-EXAMPLES = {"file.py", "path/file.py"}
+EXAMPLES = {"file.py", "path/file.py", "rewards.py"}
 """Files of users, in messages that show how to name one."""
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LOOP = 300, 60, 90
 LOOPS = {f"cluster/{name}.py" for name in ("ppo", "dpo", "online_dpo", "partial", "one_step_off", "asynchronous")}
@@ -134,14 +134,14 @@ def tracked() -> list[str]:
 
 
 def crowded(files: list[str]) -> dict[str, int]:
-    """Folders with more entries than a reader takes in at a look, and how many they have. A package's top has its own
-    files and its rooms, counted apart."""
+    """Folders with more entries than a reader takes in at a look, and how many they have. The checkout's top and a
+    package's have files of their own and rooms, counted apart."""
     entries = defaultdict(set)
     for name in files:
         parts = name.split("/")
         for depth in range(len(parts)):
             folder, entry = "/".join(parts[:depth]), parts[depth]
-            kind = "rooms" if folder in PACKAGES and depth < len(parts) - 1 else "files"
+            kind = "rooms" if folder in ("", *PACKAGES) and depth < len(parts) - 1 else "files"
             if entry != "__init__.py":
                 entries[folder, kind].add(entry)
     free = tuple(f"{folder}/" for folder in ANY_NUMBER)

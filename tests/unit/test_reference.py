@@ -16,8 +16,10 @@ from tests.fixtures.pages import ROOT
 
 ELSEWHERE = {
     "cluster/config/loading/load.py",  # of the YAML itself: any path may be named
+    "cluster/config/loading/paths.py",  # of files that two folders hold: any path of one may be named
     "cluster/config/loading/pipeline.py",  # of stages among each other
     "cluster/driver.py",  # what a cluster lacks once it is joined
+    "cluster/service/shipping.py",  # what a job would not find
 }
 
 

@@ -7,7 +7,7 @@ directory for `add_lora`. Left out: importing vLLM (engine.py), checking what co
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from actors.engines.interface import EngineSettings
 from actors.models.adapters import AdapterInbox, adapter_shapes, write_adapter
+from actors.models.lora import LoraSettings
 
 
 def adapter_args(settings: EngineSettings) -> dict[str, Any]:
@@ -30,7 +31,15 @@ def adapter_args(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-def add_by_matmul(y, x, a_stacked, b_stacked, scale, output_slices, **_kwargs) -> None:  # type: ignore[no-untyped-def]
+def add_by_matmul(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a_stacked: Sequence[torch.Tensor],
+    b_stacked: Sequence[torch.Tensor],
+    scale: float,
+    output_slices: Sequence[int],
+    **_kwargs: Any,
+) -> None:
     """vLLM's `add_lora_linear` where every row has the one adapter: y [n, out] += scale x A^T B^T, slice by slice. Its
     CPU kernels copy the adapter's weights once for every token."""
     begin = 0
@@ -43,9 +52,9 @@ class AdapterSlot:
     """The one adapter of an engine. load: takes a PEFT directory and makes its adapter the one that all requests run
     on. A request that runs on over the first publish needs one from its start, so the first changes nothing."""
 
-    def __init__(self, settings: EngineSettings, load: Callable[[str], None]) -> None:
-        self._settings, self._load = settings, load
-        self.inbox = AdapterInbox(adapter_shapes(settings.model_path, settings.lora))
+    def __init__(self, model_path: str, lora: LoraSettings, load: Callable[[str], None]) -> None:
+        self._model_path, self._lora, self._load = model_path, lora, load
+        self.inbox = AdapterInbox(adapter_shapes(model_path, lora))
         self._set(self.inbox.zeros())
 
     def finish(self) -> None:
@@ -54,5 +63,5 @@ class AdapterSlot:
 
     def _set(self, tensors: Mapping[str, torch.Tensor]) -> None:
         with tempfile.TemporaryDirectory(prefix="raylign-adapter-") as folder:
-            write_adapter(Path(folder), tensors, self._settings.lora, self._settings.model_path)
+            write_adapter(Path(folder), tensors, self._lora, self._model_path)
             self._load(folder)

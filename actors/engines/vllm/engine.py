@@ -14,7 +14,7 @@ import actors.engines.vllm.environment  # noqa: F401 - vLLM reads it when it is 
 # isort: split
 import gc
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from vllm import SamplingParams, TokensPrompt
@@ -29,7 +29,11 @@ from actors.engines.limits import end_tokens, read_model_config, refuse_sleep, r
 from actors.engines.probe import last_logprobs
 from actors.engines.vllm.adapter import AdapterSlot, adapter_args
 from actors.engines.vllm.port import MADE, SEED, WeightPort
+from actors.transports.interface import DeviceBucket
 from actors.types import FinishReason, WeightBucket
+
+if TYPE_CHECKING:
+    from vllm.config.model import ModelDType
 
 CPU_BLOCK_TOKENS = 32
 """KV block on CPU. vLLM's default of 128 there would never share a prompt shorter than 128 among its samples."""
@@ -52,12 +56,14 @@ class VllmEngine:
             raise ValueError(f"{settings.model_path}: {reason}")
         self._settings = settings
         self._end_tokens = list(end_tokens(settings.model_path))
-        self._engine: LLMEngine | None = LLMEngine.from_engine_args(_engine_args(settings, device))
+        self._opened: LLMEngine | None = LLMEngine.from_engine_args(_engine_args(settings, device))
         self._engine.collective_rpc("raylign_use_seeded_draw")
         self._lora: LoRARequest | None = None
-        self._adapter = AdapterSlot(settings, self._load_adapter) if settings.lora is not None else None
-        if self._adapter is not None and device == "cpu":
-            self._engine.collective_rpc("raylign_use_matmul_adapter")
+        self._adapter: AdapterSlot | None = None
+        if settings.lora is not None:
+            self._adapter = AdapterSlot(settings.model_path, settings.lora, self._load_adapter)
+            if device == "cpu":
+                self._engine.collective_rpc("raylign_use_matmul_adapter")
         VllmEngine._in_process += settings.tensor_parallel == 1
         self._between = self._asleep = False
         self._salt = 0
@@ -65,6 +71,17 @@ class VllmEngine:
         self._started: set[str] = set()
         self._held: list[StepOutput] = []
         self._probes = 0
+
+    @property
+    def _engine(self) -> LLMEngine:
+        if self._opened is None:
+            raise RuntimeError("the engine is closed: make another")
+        return self._opened
+
+    def _advance(self) -> list[Any]:
+        """One decode step of vLLM: RequestOutputs. Any, because vLLM declares that they may be of another kind and may
+        lack the ids and log-probs that each request of ours asks for."""
+        return self._engine.step()
 
     def add_request(self, request: Request) -> None:
         limit = room(len(request.prompt_tokens), request.max_tokens, self._settings)
@@ -80,7 +97,7 @@ class VllmEngine:
             raise EngineBetweenVersions("the engine is between two versions: finish an update before decoding")
         held, self._held = self._held, []
         # A request stands twice when it advanced during `logprobs` and again now; both belong to it, in this order.
-        return held + [self._convert(raw) for raw in self._engine.step()]
+        return held + [self._convert(raw) for raw in self._advance()]
 
     def abort(self, request_ids: Sequence[str]) -> None:
         known = [i for i in request_ids if i in self._requests]
@@ -115,7 +132,7 @@ class VllmEngine:
             self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params, lora_request=self._lora)
         lengths = dict(zip(ids, (len(r) for r in responses), strict=True))
         while len(found) < len(ids):
-            for raw in self._engine.step():
+            for raw in self._advance():
                 if raw.request_id in lengths:
                     count = lengths[raw.request_id]
                     found[raw.request_id] = last_logprobs(raw.prompt_token_ids, raw.prompt_logprobs, count)
@@ -137,7 +154,7 @@ class VllmEngine:
         else:
             self._adapter.inbox.clear()
 
-    def load_bucket(self, bucket: WeightBucket) -> None:
+    def load_bucket(self, bucket: WeightBucket | DeviceBucket) -> None:
         if not self._between:
             raise RuntimeError("load_bucket outside an update: call start_update first")
         if self._adapter is None:
@@ -164,16 +181,17 @@ class VllmEngine:
         self._between = False
 
     def pressure(self) -> float:
-        return float(self._engine.engine_core.engine_core.scheduler.kv_cache_manager.usage)
+        core: Any = self._engine.engine_core  # in this process (environment.py), which its declared base leaves open
+        return float(core.engine_core.scheduler.kv_cache_manager.usage)
 
     def close(self) -> None:
-        if self._engine is None:
+        if self._opened is None:
             return
         VllmEngine._in_process -= self._settings.tensor_parallel == 1
         # vLLM's shutdown ends the process groups that every engine of this process shares: the last one calls it.
         if self._settings.tensor_parallel > 1 or VllmEngine._in_process == 0:
-            self._engine.engine_core.shutdown()
-        self._engine = None
+            self._opened.engine_core.shutdown()
+        self._opened = None
         gc.collect()
 
     def _submit(self, request: Request, max_tokens: int) -> None:
@@ -226,7 +244,7 @@ def _engine_args(settings: EngineSettings, device: str) -> EngineArgs:
     on_cpu = device == "cpu"
     return EngineArgs(
         model=settings.model_path,
-        dtype=settings.dtype,
+        dtype=cast("ModelDType", settings.dtype),  # a name, which vLLM checks
         seed=settings.seed,
         max_model_len=settings.max_model_len + 1,
         max_num_seqs=settings.max_num_seqs,

@@ -10,8 +10,10 @@ from __future__ import annotations
 import actors.engines.vllm.environment  # noqa: F401 - vLLM reads it when it is imported
 
 # isort: split
+from typing import Any
+
 import torch
-from vllm.config import set_current_vllm_config
+from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.v1.sample import sampler
@@ -20,16 +22,17 @@ from actors.engines.sampling import draw, uniforms
 from actors.engines.vllm.adapter import add_by_matmul
 from actors.models.numerics import settle_kernels
 from actors.transports.buckets import views_of
+from actors.transports.interface import DeviceBucket
 from actors.types import WeightBucket
 
 settle_kernels()
 SEED, MADE = "raylign_seed", "raylign_made"
 
 
-def no_ranks(logprobs: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """In place of the sampled tokens' ranks [n], which vLLM counts over the whole vocabulary and Raylign never reads: a
+def no_ranks(x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """In place of the sampled tokens' ranks [n], which vLLM counts in the log-probs x [n, V] and Raylign never reads: a
     kernel compiled at an engine's first token, three seconds late for a worker that joins a run."""
-    return torch.zeros(len(logprobs), dtype=torch.int64, device=logprobs.device)
+    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
 sampler.batched_count_greater_than = no_ranks
@@ -38,13 +41,24 @@ sampler.batched_count_greater_than = no_ranks
 class WeightPort:
     """Mixed into every vLLM worker (`worker_extension_cls`); called by name through `collective_rpc`."""
 
+    # The worker's own, named for the type checker; a class that is mixed in must not have them itself.
+    model_runner: Any
+    vllm_config: VllmConfig
+    model_config: ModelConfig
+    device: torch.device
+
+    raylign_missing: set[str]
+    """Parameters that the update has not brought yet."""
+
     def raylign_use_seeded_draw(self) -> None:
         """Draw tokens as actors.engines.sampling does. vLLM's own per-request generators draw a number per vocabulary
         entry and row, which on CPU halves the rate, and on CPU they fail when a long batch of prompts is cut into
         chunks."""
         runner = self.model_runner
 
-        def forward(logits, _generators, k, p):
+        def forward(
+            logits: torch.Tensor, _generators: Any, k: torch.Tensor | None, p: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             states = [runner.requests[request_id] for request_id in runner.input_batch.req_ids]
             given = [state.sampling_params.extra_args for state in states]
             made = [g[MADE] + len(s.output_token_ids) for g, s in zip(given, states, strict=True)]
@@ -67,7 +81,7 @@ class WeightPort:
             self.raylign_missing = {name for name, _ in model.named_parameters()}
             initialize_layerwise_reload(model)
 
-    def raylign_load_bucket(self, bucket: WeightBucket) -> None:
+    def raylign_load_bucket(self, bucket: WeightBucket | DeviceBucket) -> None:
         model = self.model_runner.get_model()
         with set_current_vllm_config(self.vllm_config), torch.device(self.device):
             loaded = model.load_weights((name, t.to(self.device)) for name, t in views_of(bucket))

@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.config.loading.paths import placed
 from cluster.config.problem import Problem
 from cluster.config.rules.general import cross_section_problems
 from cluster.config.schema import Config
@@ -58,7 +59,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if "stages" in tree:
         wrong = "a pipeline is run by `raylign train` and looked at by `raylign check`; give a recipe of one run here"
         raise ConfigError(source, [Problem("stages", wrong)])
-    return config_of(tree, source, overrides)
+    config, problems = placed(config_of(tree, source, overrides), Path(path).parent, Path.cwd())
+    if problems:
+        raise ConfigError(source, problems)
+    return config
 
 
 def config_of(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from cluster.config.loading.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
+from cluster.config.loading.paths import placed
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
 from cluster.config.sections.section import Section, name_only
@@ -63,10 +64,25 @@ class PipelineFile(Section):
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
     """What `raylign train` is given: one run, or a pipeline, which has `stages`."""
+    run, folder, problems = read_run(path, overrides), Path(path).parent, list[Problem]()
+    if isinstance(run, Pipeline):
+        stages = []
+        for stage in run.stages:
+            config, wrong = placed(stage.config, folder, Path.cwd())
+            stages.append(stage.model_copy(update={"config": config}))
+            problems += [within(stage.name, problem) for problem in wrong]
+        run = run.model_copy(update={"stages": tuple(stages)})
+    else:
+        run, problems = placed(run, folder, Path.cwd())
+    if problems:
+        raise ConfigError(str(path), problems)
+    return run
+
+
+def read_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
+    """The same as it is written, wherever its relative paths lead."""
     tree = read_tree(path)
-    if "stages" in tree:
-        return pipeline_of(tree, str(path), overrides)
-    return config_of(tree, str(path), overrides)
+    return (pipeline_of if "stages" in tree else config_of)(tree, str(path), overrides)
 
 
 def pipeline_of(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Pipeline:

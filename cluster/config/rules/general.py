@@ -19,8 +19,9 @@ from cluster.config.rules.rollout import rollout_problems
 from cluster.config.rules.schedule import schedule_problems
 from cluster.config.schema import Config
 from cluster.config.sections.algorithm import Resample
-from cluster.config.sections.data import Data
+from cluster.config.sections.data import Data, ReasoningGym
 from cluster.config.sections.optimizer import Optimizer, Zero
+from cluster.config.sections.section import Section
 from cluster.config.transport import transport_problems
 from learners.methods.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES
 
@@ -55,7 +56,7 @@ def _data(config: Config) -> Iterator[Problem]:
         )
     if data.reasoning_gym is None:
         return
-    yield from _said(config)
+    yield from _said(config, data.reasoning_gym)
     if data.messages_column is not None:
         yield Problem("data.messages_column", "reasoning_gym tasks have questions, not messages; remove it")
     for key in ("prompt_column", "completion_column", "split"):
@@ -65,12 +66,11 @@ def _data(config: Config) -> Iterator[Problem]:
             )
 
 
-def _said(config: Config) -> Iterator[Problem]:
-    task = config.data.reasoning_gym
+def _said(config: Config, task: ReasoningGym) -> Iterator[Problem]:
     for name, said in (("answer_format", task.answer_format), ("rejected_format", task.rejected_format)):
-        key, formats = f"data.reasoning_gym.{name}", said if isinstance(said, list) else [said]
         if said is None:
             continue
+        key, formats = f"data.reasoning_gym.{name}", said if isinstance(said, list) else [said]
         if config.algorithm.online:
             yield Problem(key, "the policy answers by itself, nothing is said for it; remove it")
         elif name == "rejected_format" and config.row_kind != "pairs":
@@ -281,5 +281,5 @@ def _ray(config: Config) -> Iterator[Problem]:
         )
 
 
-def _default(section: type, key: str) -> object:
+def _default(section: type[Section], key: str) -> object:
     return section.model_fields[key].default

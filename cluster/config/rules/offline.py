@@ -12,6 +12,7 @@ from cluster.config.problem import Problem
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config, Evaluation, Learner, Reward, Rollout
 from cluster.config.sections.algorithm import RewardModelling
+from cluster.config.sections.section import Section
 from learners.methods.presets import PREFERENCE_FIELDS
 
 
@@ -119,5 +120,5 @@ def _loss_problems(config: Config) -> Iterator[Problem]:
         yield Problem("algorithm.preference.loss", f"{loss} compares two responses; single judged ones need kto")
 
 
-def _default(section: type, key: str) -> object:
+def _default(section: type[Section], key: str) -> object:
     return section.model_fields[key].default

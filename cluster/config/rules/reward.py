@@ -11,7 +11,7 @@ from string import Formatter
 
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
-from cluster.config.sections.reward import Judge
+from cluster.config.sections.reward import Judge, Safety
 
 RESERVED_REWARD_NAMES = ("mean", "std", "failed", "missing_eos", "reward")
 """Names that metrics and evaluations use themselves."""
@@ -27,7 +27,7 @@ def reward_problems(config: Config) -> Iterator[Problem]:
         return
     if config.reward.safety is not None:
         parts |= {f"reward.safety.{kind}": getattr(config.reward.safety, kind) for kind in ("functions", "models")}
-        yield from _safety(config)
+        yield from _safety(config.reward.safety)
     yield from _names(parts)
     weights = [
         part.weight for path, named in parts.items() if not path.startswith("reward.safety") for part in named.values()
@@ -60,8 +60,7 @@ def _names(parts: dict[str, dict]) -> Iterator[Problem]:
             owner.setdefault(part, kinds.get(section, "cost"))
 
 
-def _safety(config: Config) -> Iterator[Problem]:
-    safety = config.reward.safety
+def _safety(safety: Safety) -> Iterator[Problem]:
     if not safety.functions and not safety.models:
         yield Problem("reward.safety", "a constraint needs a cost: add functions or models to it")
     if safety.multiplier > safety.max_multiplier:

@@ -6,11 +6,11 @@ for (cluster/config/rules/general.py, cluster/config/rules/offline.py).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Section
+from cluster.config.sections.section import Count, Fraction, NonNegative, Positive, Section, one_of
 from learners.methods.presets import ADVANTAGES, PREFERENCE_NAMES, PREFERENCE_PRESETS, PRESETS
 
 METHODS = (*PRESETS, *PREFERENCE_PRESETS, "sft", "reward_model")
@@ -45,7 +45,7 @@ class Correction(Section):
 class Preference(Section):
     """The loss on pairs. Unset: the method's own."""
 
-    loss: Literal[*PREFERENCE_NAMES] | None = None
+    loss: Annotated[str, one_of(PREFERENCE_NAMES)] | None = None
     """Which loss; default: that of the method, `sigmoid` of dpo and online_dpo."""
     beta: Positive | None = None
     """Temperature of the implicit reward (IPO, SPPO: the regulariser; ORPO: the weight of the odds ratio)."""
@@ -116,9 +116,9 @@ class Resample(Section):
 class Algorithm(Section):
     """The method. A name sets its paper's choices (docs/use/methods.md); each field overrides one."""
 
-    name: Literal[*METHODS]
+    name: Annotated[str, one_of(METHODS)]
     """The method, by its name in the tables of methods."""
-    advantage: Literal[*ADVANTAGES] | None = None
+    advantage: Annotated[str, one_of(ADVANTAGES)] | None = None
     """What a token's advantage is made of; default: the method's."""
     whiten: bool | None = None
     """Whiten advantages over the batch."""

@@ -127,7 +127,7 @@ class Members:
     async def _join(self, member: Member, again: bool = False) -> None:
         """again: the caller has another in its place when it fails."""
         try:
-            await self._prepare(member)
+            engine_at = await self._prepare(member)
         except BaseException as error:
             if member.gone or member.state is MemberState.DRAINING:
                 return  # it was asked to leave before it had joined
@@ -140,29 +140,31 @@ class Members:
         if member.state is MemberState.JOINING:
             member.move(MemberState.HEALTHY)
             self._budget.succeeded()
-            engine_s = max(0.0, member.engine_at - member.asked_at)  # a spare's engine ran already
-            proof_s = time.monotonic() - max(member.engine_at, member.asked_at)
+            engine_s = max(0.0, engine_at - member.asked_at)  # a spare's engine ran already
+            proof_s = time.monotonic() - max(engine_at, member.asked_at)
             took = f"engine {engine_s:.1f} s, weights and proof {proof_s:.2f} s"
             joined = f"joined at version {member.version} ({took})"
             self._on.tell("worker", f"{member.name} " + ("goes on" if member.inherited else joined))
             self._on.joined(member)
             self._spawn(self._watch.over(member))
 
-    async def _prepare(self, member: Member) -> None:
-        """From its start to the current weights, proved."""
-        if member.engine_at is None:
-            await self._start_engine(member)
+    async def _prepare(self, member: Member) -> float:
+        """From its start to the current weights, proved. The moment at which its engine ran."""
+        engine_at = await self._start_engine(member) if member.engine_at is None else member.engine_at
         if not member.inherited:
             await self.weights.bring_up_to_date(member)
+        return engine_at
 
-    async def _start_engine(self, member: Member) -> None:
+    async def _start_engine(self, member: Member) -> float:
+        """The moment at which it runs."""
         deadline_s = self._limits.silence_s if member.inherited else self._deadlines.start_s
         identity = await within(member.handle.start(), deadline_s, f"starting {member.name}")
         if self._identity is None:
             self._identity = identity
         elif other := _differences(self._identity, identity):
             raise RunFailed(f"{member.name} has another {other}; mend its node's installation")
-        member.engine_at = time.monotonic()
+        member.engine_at = engine_at = time.monotonic()
+        return engine_at
 
     # --- going ---
 
@@ -245,7 +247,9 @@ class Members:
 
     async def _join_later(self, wait_s: float) -> None:
         await asyncio.sleep(wait_s)
-        self._coming.remove(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None, "it runs as the task that _replace made"
+        self._coming.remove(task)
         try:
             await self._join(self.spares.take() or self._new_member(), again=True)
         except RunFailed as error:  # fault boundary: it was told, and counts as one more that was lost

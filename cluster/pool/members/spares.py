@@ -19,13 +19,13 @@ from cluster.pool.members.weights import within
 
 
 class Spares:
-    """new: makes a member and asks for its worker. start: returns when its engine runs. tell: (kind, text) for
+    """new: makes a member and asks for its worker. start: the moment at which its engine runs. tell: (kind, text) for
     people. spawn: keeps a task."""
 
     def __init__(
         self,
         new: Callable[[MemberState], Member],
-        start: Callable[[Member], Coroutine[Any, Any, None]],
+        start: Callable[[Member], Coroutine[Any, Any, float]],
         *,
         limits: RecoveryLimits,
         budget: FailureBudget,
@@ -73,9 +73,9 @@ class Spares:
         await asyncio.sleep(wait_s)
         member = member or self._new(MemberState.SPARE)
         try:
-            await self._start(member)
+            engine_at = await self._start(member)
             self._ready.append(member)
-            self._tell("worker", f"{member.name} is a spare (engine {member.engine_at - member.asked_at:.1f} s)")
+            self._tell("worker", f"{member.name} is a spare (engine {engine_at - member.asked_at:.1f} s)")
             while member in self._ready:
                 await asyncio.sleep(WATCH_EVERY_S)
                 await within(member.handle.pulse(), self._limits.silence_s, f"asking {member.name}")

@@ -1,11 +1,11 @@
 """Who decodes far slower than the others, and how long it rests. Pure: the time is given.
 
-In: every member's pace, look after look. Out: who is slow, against what. Decode steps are cut into samples. A step that
+In: every member's pace, look after look. Out: who is slow, against what. Decode steps are cut into stretches. A step that
 reads n tokens takes a + b n seconds with a, b >= 0, so one that reads r times as many takes at most max(1, r) times as
 long: what the others would take for a member's steps is no less than what is computed here, whoever has many sequences,
 few, or a long prompt to read. Worked example: the others' steps of 8 tokens take 0.02 s; steps of 16 could take them
 0.04 s, so one that takes 0.4 s for them is 10 times slower. One that has just begun is not looked at, one that decodes
-nothing makes no samples, and where the others' last steps were as slow nobody is. Left out: what is done about it
+nothing makes no stretches, and where the others' last steps were as slow nobody is. Left out: what is done about it
 (watch.py).
 """
 
@@ -20,22 +20,22 @@ from statistics import median
 
 from actors.rollouts.pace import Pace
 
-SAMPLE_S = 0.2
-"""Of decoding, at least, make one sample."""
+STRETCH_S = 0.2
+"""Of decoding, at least, make one stretch."""
 EVIDENCE_S = 1.0
-"""Of slow decoding, beyond what was not slow, are enough; of one sample half of it counts: what passes is noise."""
+"""Of slow decoding, beyond what was not slow, are enough; of one stretch half of it counts: what passes is noise."""
 LONE_STEP_S = 2.0
 """A step under way that has run for so long is looked at before it ends."""
 WARM_STEPS = 3
 """The first steps of a member: kernels are chosen, caches filled."""
 KEPT, RECENT_S = 8, 60.0
-"""Samples of a member that are remembered, and for how long."""
+"""Stretches of a member that are remembered, and for how long."""
 NEAREST, PEERS = 3, 16
-"""Samples of another member that are compared with, those of the most similar size; others that are asked, at most."""
+"""Stretches of another member that are compared with, those of the most similar size; others that are asked, at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Stretch:
     """Decode steps in a row, seen from `began` to `ended`: `seconds` of decoding, step_s and tokens of each on average.
     most: tokens with those that a prompt half read may add."""
 
@@ -68,19 +68,19 @@ class Slow:
 
 @dataclass(slots=True)
 class _Record:
-    """Of one member. base: where the next sample begins, at `began`; None until it is warm. slow_s: seconds of slow
-    samples less those of the others, never below 0. lone: looks in a row that found its step under way too long."""
+    """Of one member. base: where the next stretch begins, at `began`; None until it is warm. slow_s: seconds of slow
+    stretches less those of the others, never below 0. lone: looks in a row that found its step under way too long."""
 
     warm: int
     pace: Pace
     base: Pace | None = None
     began: float = 0.0
-    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=KEPT))
+    stretches: deque[Stretch] = field(default_factory=lambda: deque(maxlen=KEPT))
     slow_s: float = 0.0
     lone: int = 0
 
-    def cut(self, pace: Pace, now: float) -> Sample | None:
-        """Take in the present pace; the sample that it completes."""
+    def cut(self, pace: Pace, now: float) -> Stretch | None:
+        """Take in the present pace; the stretch that it completes."""
         self.pace = pace
         if self.base is None:
             if pace.steps >= self.warm:
@@ -88,12 +88,12 @@ class _Record:
             return None
         steps, tokens = pace.steps - self.base.steps, pace.tokens - self.base.tokens
         seconds = pace.seconds - self.base.seconds
-        if seconds < SAMPLE_S or not steps or not tokens:
+        if seconds < STRETCH_S or not steps or not tokens:
             return None
-        sample = Sample(self.began, now, seconds, seconds / steps, tokens / steps, (tokens + pace.longest) / steps)
-        self.samples.append(sample)
+        stretch = Stretch(self.began, now, seconds, seconds / steps, tokens / steps, (tokens + pace.longest) / steps)
+        self.stretches.append(stretch)
         self.base, self.began = pace, now
-        return sample
+        return stretch
 
     def weigh(self, seconds: float, slow: bool) -> None:
         """A sum that noise now and then does not raise, nor throws back to nothing (Page 1954)."""
@@ -102,11 +102,11 @@ class _Record:
     def would_take(self, tokens: float, since: float, now: float) -> float | None:
         """Seconds that a step of so many tokens would take this member, at most; None if nobody knows. No less than
         what its own took since then, whatever their size: then all were held up."""
-        recent = [sample for sample in self.samples if now - sample.ended <= RECENT_S]
+        recent = [stretch for stretch in self.stretches if now - stretch.ended <= RECENT_S]
         if not recent:
             return None
-        nearest = sorted(recent, key=lambda sample: abs(math.log(sample.tokens / tokens)))[:NEAREST]
-        usual_s = median(sample.step_s * max(1.0, tokens / sample.tokens) for sample in nearest)
+        nearest = sorted(recent, key=lambda stretch: abs(math.log(stretch.tokens / tokens)))[:NEAREST]
+        usual_s = median(stretch.step_s * max(1.0, tokens / stretch.tokens) for stretch in nearest)
         return max(usual_s, recent[-1].step_s if recent[-1].ended >= since else 0.0, self.pace.step_s)
 
 
@@ -122,10 +122,10 @@ class Stragglers:
         record = self._records.get(name)
         if record is None:
             record = self._records[name] = _Record(pace.steps + WARM_STEPS, pace)
-        sample = record.cut(pace, now)
-        if sample is not None:
-            found = self._against(others, sample.step_s, sample.most, sample.began, now)
-            record.weigh(sample.seconds, found is not None)
+        stretch = record.cut(pace, now)
+        if stretch is not None:
+            found = self._against(others, stretch.step_s, stretch.most, stretch.began, now)
+            record.weigh(stretch.seconds, found is not None)
             record.lone = 0
             return found if record.slow_s >= EVIDENCE_S else None
         found = None

@@ -124,11 +124,11 @@ class Watch:
         others = (other.name for other in self._members.values() if other is not member and _serves_on(other))
         slow = self._stragglers.look(member.name, pace, others, now)
         if slow is not None and not member.leaving:
+            self._stragglers.begin_anew(member.name)
             self._suspect(member, slow, now)
 
     def _suspect(self, member: Member, slow: Slow, now: float) -> None:
         rest_s = self._rests.next_s(member.name, now)
-        self._stragglers.begin_anew(member.name)
         member.move(MemberState.SUSPECT)
         self._called_back[member.name] = asyncio.Event()
         handed = len(self._on.lost(member))

@@ -33,13 +33,21 @@ COME = (MemberState.JOINING, MemberState.SUSPECT)
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """Recorded samples, by reference, and what a worker's log-probs of them must be."""
+
+    probe: Ref
+    judge: Judge
+
+
+@dataclass(frozen=True, slots=True)
 class Current:
-    """What a joiner takes: the version, its buckets (none: it is what engines load from disk), and the proof."""
+    """What a joiner takes: the version, its buckets (none: it is what engines load from disk), and the proof (None
+    until there are recorded samples)."""
 
     version: PolicyVersion
     buckets: tuple[Ref, ...]
-    probe: Ref | None
-    judge: Judge | None
+    proof: Proof | None
 
 
 class Weights:
@@ -75,6 +83,7 @@ class Weights:
         while True:
             await self._settled.wait()
             current, began = self._current, clock()
+            assert current is not None, "it is settled only while there is a version to serve"
             await within(self._bring_to(member, current), self._deadline_s, f"publishing to {member.name}")
             if self._current is current and self._settled.is_set():
                 return
@@ -101,7 +110,8 @@ class Weights:
             await handle.finish_publish(current.version)
         elif lacks:
             await handle.adopt(current.version)
-        if current.probe is not None and (wrong := current.judge(await handle.probe(current.probe))) is not None:
+        proof = current.proof
+        if proof is not None and (wrong := proof.judge(await handle.probe(proof.probe))) is not None:
             raise RunFailed(f"{member.name} {wrong}")
         if lacks and current.buckets:
             await handle.admit(current.version)
@@ -109,12 +119,13 @@ class Weights:
 
     def adopt(self, version: PolicyVersion) -> None:
         """What engines load from disk is `version`: the first that joiners take."""
-        self._current = Current(version, (), None, None)
+        self._current = Current(version, (), None)
         self._settled.set()
 
     def calibrated(self, probe: Ref, judge: Judge) -> None:
         """From now on a joiner must compute as the learner did for these recorded samples."""
-        self._current = replace(self._current, probe=probe, judge=judge)
+        assert self._current is not None, "workers start on an adopted version, and only then record samples"
+        self._current = replace(self._current, proof=Proof(probe, judge))
 
     @property
     def publishing(self) -> bool:

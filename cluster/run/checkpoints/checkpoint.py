@@ -59,6 +59,14 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(m[1]) for m, p in found if m and (p / MANIFEST).is_file())
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint's directory; ValueError for a directory of another name."""
+    match = NAME.fullmatch(checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is no checkpoint: those are named step-N")
+    return int(match[1])
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, in a sentence; None if every file is as its manifest says."""
     try:
@@ -100,7 +108,7 @@ def clear_stages(directory: Path) -> None:
 
 def set_aside_after(directory: Path, whole: Path | None) -> None:
     """Rename the damaged checkpoints that are newer: pruning would count them, and keep them for the whole one."""
-    last = -1 if whole is None else int(NAME.fullmatch(whole.name)[1])
+    last = -1 if whole is None else step_of(whole)
     for step in steps(directory):
         if step > last:
             aside = directory / f"damaged-{step}"

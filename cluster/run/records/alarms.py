@@ -46,12 +46,15 @@ class Alarms:
 
     def hear(self, row: Mapping[str, float | None]) -> Iterator[tuple[str, str]]:
         """(sign, sentence) of every sign that began or ended with this row."""
-        # A step that was skipped has numbers that are none: null in the file, not finite in the running job.
-        for name in {name for name in WATCHED & row.keys() if row[name] is not None and math.isfinite(row[name])}:
+        for name in WATCHED & row.keys():
+            value = row[name]
+            # A step that was skipped has numbers that are none: null in the file, not finite in the running job.
+            if value is None or not math.isfinite(value):
+                continue
             first, last = self._first.setdefault(name, []), self._last.setdefault(name, [])
             if len(first) < WINDOW:
-                first.append(float(row[name]))
-            last.append(float(row[name]))
+                first.append(float(value))
+            last.append(float(value))
             del last[:-WINDOW]
             self._seen[name] = self._seen.get(name, 0) + 1
         for sign, look in SIGNS.items():
@@ -75,7 +78,7 @@ Look = Callable[[Callable[[str], Trend | None]], str | None]
 
 
 def _reward_hacking(of: Callable[[str], Trend | None]) -> str | None:
-    reward, spread, kl, length = (of(n) for n in ("reward/mean", "reward/std", "kl/ref", "response/length_mean"))
+    reward, spread, kl, length = (of(n) for n in ("reward/mean", "reward/std", "kl/ref_k1", "response/length_mean"))
     if reward is None or spread is None or kl is None or length is None:
         return None
     gained = reward.last - reward.first > spread.first
@@ -116,4 +119,5 @@ SIGNS: Mapping[str, Look] = {
     "entropy collapse": _entropy_collapse,
     "mismatch growth": _mismatch_growth,
 }
-WATCHED = {"reward/mean", "reward/std", "kl/ref", "response/length_mean", "policy/entropy", "policy/mismatch"}
+WATCHED = {"reward/mean", "reward/std", "kl/ref_k1", "response/length_mean", "policy/entropy", "policy/mismatch"}
+"""None is a mean of exponentials, which one token could move past any floor."""

@@ -37,6 +37,7 @@ SHOWN = (
     "safety/cost",
     "safety/multiplier",
     "kl/ref",
+    "kl/ref_k1",
     "policy/entropy",
     "policy/clip_fraction",
     "value/explained_variance",

@@ -48,8 +48,9 @@ class SampleRecord:
 
     step: the training step that used it. version: the oldest policy version among its tokens. score: None is no score
     (`error` says why), never 0. parts: each reward's own score. finish_reason: "stop", "length" or "abort". kl: mean
-    per token to the reference, in nats. tokens: each response token's own text; logprobs (of the rollout policy),
-    token_kl, advantages, values: one number a token, or empty (values: None) where the method has none.
+    per token of the policy's own to the reference, in nats. tokens: each response token's own text; logprobs (of the
+    rollout policy), token_kl, advantages, values: one number a token, or empty (values: None) where the method has
+    none; None on tokens that the environment wrote.
     """
 
     step: int

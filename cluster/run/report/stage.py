@@ -114,18 +114,19 @@ def _parts(config: Mapping[str, Any], results: Sequence[data.Result]) -> list[Pa
 def verdict(parts: Sequence[Part]) -> tuple[str, str] | None:
     """Whether the rules agree with the reward model that was optimised. A model that is gamed gives ever higher scores
     while what it stands for does not rise."""
-    model = next((p for p in parts if p.kind == "reward model" and p.weight != 0 and p.result), None)
-    rule = next((p for p in parts if p.kind == "rule" and p.result), None)
-    if model is None or rule is None:
+    models = [p for p in parts if p.kind == "reward model" and p.weight != 0]
+    optimised = next(((p.name, p.result.gain) for p in models if p.result), None)
+    looked_at = next(((p.name, p.result.gain) for p in parts if p.kind == "rule" and p.result), None)
+    if optimised is None or looked_at is None:
         return None
-    up, checked = model.result.gain, rule.result.gain
+    (model, up), (rule, checked) = optimised, looked_at
     if up.low <= 0:
-        return "open", f"The score of {model.name} has not risen for sure, so there is no gain to check by {rule.name}."
+        return "open", f"The score of {model} has not risen for sure, so there is no gain to check by {rule}."
     if checked.low > 0:
-        return "good", f"{model.name} rose, and so did {rule.name}: the reward model led where the rule points."
+        return "good", f"{model} rose, and so did {rule}: the reward model led where the rule points."
     if checked.high < 0:
-        return "bad", f"{model.name} rose while {rule.name} fell: the reward model is being gamed; read the samples."
-    return "open", f"{model.name} rose, {rule.name} did not follow for sure: look whether the reward model is gamed."
+        return "bad", f"{model} rose while {rule} fell: the reward model is being gamed; read the samples."
+    return "open", f"{model} rose, {rule} did not follow for sure: look whether the reward model is gamed."
 
 
 def flat(tree: Any, path: str = "") -> dict[str, str]:

@@ -92,11 +92,12 @@ class Publisher:
         if not engines:
             raise RunFailed("no engine is left to measure against the learner; start again")
         learner = self._learner.wait(shares, "scoring the recorded samples")
-        self._fresh = max((mismatch(engine, learner) for engine in engines.values()), key=lambda found: found.mean)
-        if not np.isfinite(self._fresh.mean):
+        fresh = max((mismatch(engine, learner) for engine in engines.values()), key=lambda found: found.mean)
+        if not np.isfinite(fresh.mean):
             raise RunFailed("the engines or the learner give log-probs that are not finite, before any training")
+        self._fresh = fresh
         self._pool.calibrated(probe, self._judge(learner))
-        return self._fresh
+        return fresh
 
     def publish(self, probe: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
@@ -152,6 +153,8 @@ class Publisher:
     def _judge(self, learner: list) -> Callable[[np.ndarray], str | None]:
         """What is wrong with an engine's log-probs of the samples that the learner's are of; None if nothing is."""
         fresh, factor = self._fresh, self._factor
+        if fresh is None:
+            raise RuntimeError("engines are judged by what fresh ones were measured to be: calibrate first")
 
         def judge(engine: np.ndarray) -> str | None:
             found = mismatch(engine, learner)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.response_mask import response_mask
 from actors.types import ScoreBatch
 from cluster.run.records.samples import SampleRecord
 from learners.methods.method import TokenDetails
@@ -25,7 +26,7 @@ def sample_records(
 def _record(step: int, detail: TokenDetails, scores: ScoreBatch, source: Any, tokenizer: Any) -> SampleRecord:
     sample = detail.sample
     score = scores.score(detail.row)
-    ids = sample.token_ids.tolist()
+    ids, mask = sample.token_ids.tolist(), response_mask(sample)
     prompt = source.prompt(sample.prompt_id, sample.group)
     return SampleRecord(
         step=step,
@@ -39,7 +40,7 @@ def _record(step: int, detail: TokenDetails, scores: ScoreBatch, source: Any, to
         error=score.error,
         finish_reason=sample.finish_reason.name.lower(),
         version=min(version for _, version in sample.spans) if sample.spans else 0,
-        kl=None if detail.token_kl is None or not len(ids) else float(np.mean(detail.token_kl)),
+        kl=None if detail.token_kl is None or not mask.any() else float(np.mean(detail.token_kl[mask])),
         tokens=[tokenizer.decode([i]) for i in ids],
         logprobs=detail.logprobs.tolist(),
         token_kl=[] if detail.token_kl is None else detail.token_kl.tolist(),

@@ -14,7 +14,7 @@ import torch
 from actors.rollouts.reception import PublishRefused
 from actors.transports import receiver_for, sender_for
 from actors.transports.buckets import cut, make_bucket
-from actors.transports.collective import CollectiveSender
+from actors.transports.collective import CollectiveSender, Group
 from actors.transports.flat import checksum
 from actors.transports.interface import Link, TransportError
 from actors.transports.sparse_delta import DeltaBucket
@@ -207,6 +207,14 @@ def test_who_does_not_come_is_not_waited_for() -> None:
         sender.join()
     with pytest.raises(TransportError, match="was not complete within 1 s"):
         receiver_for("collective", "cpu", 1.0).connect(Link(link.address, link.port, 1, 3))
+
+
+def test_a_sender_out_of_turn_says_what_comes_first() -> None:
+    sender = CollectiveSender("cpu", 1.0)
+    with pytest.raises(TransportError, match="nothing was packed since the last delivery"):
+        sender.deliver()
+    with pytest.raises(TransportError, match=r"the group of 2 at here:0 failed: rank 0 .* call meet first"):
+        Group("cpu", 1.0).join(Link("here", 0, 0, 2))
 
 
 def test_a_receiver_that_misses_a_broadcast_ends_it_for_the_sender(processes: list[RemoteReceiver]) -> None:

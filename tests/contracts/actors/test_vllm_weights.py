@@ -281,5 +281,8 @@ def test_two_tensor_parallel_workers_take_the_same_buckets_as_one(tmp_path):
     expected = generate(whole)
     np.testing.assert_allclose(scored, whole.logprobs(PROMPTS[:1], [[5, 6, 7]])[0], atol=1e-4)
     whole.close()
+    for verb in (whole.step, whole.pressure, whole.start_update):
+        with pytest.raises(RuntimeError, match="the engine is closed: make another"):
+            verb()
     assert {i: tokens for i, (tokens, _) in found.items()} == {i: tokens for i, (tokens, _) in expected.items()}
     assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)

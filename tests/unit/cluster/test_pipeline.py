@@ -7,11 +7,11 @@ import pytest
 
 from cluster.commands.eval import evaluate
 from cluster.commands.status import run_lines
-from cluster.driver import Outcome
 from cluster.errors import LearnerLost, RunFailed, StepLost, UserError
 from cluster.pipeline import run_pipeline
 from cluster.run.checkpoints.policies import exported_policy
 from cluster.run.stages import PipelineDirectory
+from cluster.training.ending import Outcome
 from serve.policy import ServeInputError, find_policy
 from tests.fixtures.fake_run import make_fake_run
 from tests.unit.cluster.config.test_pipeline import given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -21,21 +22,33 @@ PATIENT = ("data.heldout=8", "evaluation.every_steps=2", "evaluation.patience=3"
 @pytest.mark.parametrize(
     ("overrides", "state", "reason"),
     [
-        ([], {"evaluations_since_best": 9, "kl_ref": 9.0}, None),
+        ([], {"evaluations_since_best": 9, "kl_ref_k1": 9.0}, None),
         ([*PATIENT], {"evaluations_since_best": 2}, None),
         (
             [*PATIENT],
             {"evaluations_since_best": 3},
             "no better evaluation in 3",
         ),
-        (["evaluation.kl_bound=0.5"], {"kl_ref": 0.5}, None),
-        (["evaluation.kl_bound=0.5"], {"kl_ref": 0.75}, "kl/ref 0.750 exceeds evaluation.kl_bound 0.5"),
+        (["evaluation.kl_bound=0.5"], {"kl_ref_k1": 0.5}, None),
+        (["evaluation.kl_bound=0.5"], {"kl_ref_k1": 0.75}, "kl/ref_k1 0.750 exceeds evaluation.kl_bound 0.5"),
     ],
 )
 def test_a_run_stops_by_what_its_commit_says_and_its_present_bounds(tmp_path, overrides, state, reason):
     DriverState(step=4, **state).save(tmp_path)
     job = SimpleNamespace(config=config(PPO, *overrides), state=DriverState.load(tmp_path))
     assert Job.stop_reason.fget(job) == reason
+
+
+def test_a_checkpoint_of_before_ends_no_run_by_the_exponential_mean_that_it_holds(tmp_path):
+    saved = {"step": 4, "position": 16, "kl_coef": 0.1, "kl_ref": 6.85, "evaluations_since_best": 1}
+    (tmp_path / "driver.json").write_text(json.dumps(saved))
+    state = DriverState.load(tmp_path)
+    assert (state.step, state.position, state.kl_coef, state.evaluations_since_best) == (4, 16, 0.1, 1)
+    job = SimpleNamespace(config=config(PPO, "evaluation.kl_bound=0.5"), state=state)
+    assert Job.stop_reason.fget(job) is None
+    (tmp_path / "driver.json").write_text(json.dumps({**saved, "nobody_wrote": 1}))
+    with pytest.raises(TypeError, match="nobody_wrote"):
+        DriverState.load(tmp_path)
 
 
 class Unreachable:
@@ -112,10 +125,21 @@ def test_a_critic_that_learns_nothing_is_told_saved_and_stopped_like_a_policy():
 
 def test_a_step_without_a_finite_kl_moves_no_coefficient():
     job = Stepping("algorithm.kl={target: 6.0, horizon: 100}")
-    PolicyGradientJob._next_kl(job, update(2, **{"kl/ref": math.nan, "kl/ref_sequence": math.nan}), 10)
-    assert (job.state.kl_coef, job.state.kl_ref) == (0.1, 0.0) and job.noted == {"kl/coef": 0.1}
-    PolicyGradientJob._next_kl(job, update(0, **{"kl/ref": 0.5, "kl/ref_sequence": 12.0}), 10)
-    assert (job.state.kl_coef, job.state.kl_ref) == (pytest.approx(0.1 * 1.02), 0.5)
+    PolicyGradientJob._next_kl(job, update(2, **{"kl/ref_k1": math.nan, "kl/ref_sequence": math.nan}), 10)
+    assert (job.state.kl_coef, job.state.kl_ref_k1) == (0.1, 0.0) and job.noted == {"kl/coef": 0.1}
+    PolicyGradientJob._next_kl(job, update(0, **{"kl/ref_k1": 0.5, "kl/ref_sequence": 12.0}), 10)
+    assert (job.state.kl_coef, job.state.kl_ref_k1) == (pytest.approx(0.1 * 1.02), 0.5)
+
+
+def test_a_k3_that_one_token_moved_ends_nothing_and_steers_nothing():
+    """As a demo run had it in three steps on end: 0.44, 6.85, 0.38."""
+    job = Stepping("algorithm.kl={target: 6.0, horizon: 100}", "evaluation.kl_bound=1.0")
+    for k3 in (0.44, 6.85, 0.38):
+        measured = {"kl/ref": k3, "policy/approx_kl": k3, "policy/ratio": 1.0 + k3}
+        PolicyGradientJob._next_kl(job, update(0, **measured, **{"kl/ref_k1": 0.3, "kl/ref_sequence": 6.0}), 10)
+        assert Job.stop_reason.fget(job) is None and job.state.kl_coef == 0.1
+    PolicyGradientJob._next_kl(job, update(0, **{"kl/ref": 0.3, "kl/ref_k1": 1.25, "kl/ref_sequence": 6.0}), 10)
+    assert Job.stop_reason.fget(job) == "kl/ref_k1 1.250 exceeds evaluation.kl_bound 1"
 
 
 @pytest.mark.parametrize(("metric", "ends"), [("reward", False), ("correct", True)])

@@ -98,6 +98,17 @@ def test_overlong_rows_leave_the_loss_but_not_the_groups_statistics():
     assert build_experience(inputs, GRPO).mask_BT.any(dim=1).tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [("ppo", "values"), ("ppo", "old"), ("ppo", "reference"), ("rloo", "old"), ("rloo", "reference")],
+)
+def test_a_method_names_the_column_that_its_step_lacks(name, lacking):
+    columns = {column: np.zeros(2, np.float32) for column in ("old", "reference", "values") if column != lacking}
+    batch = batch_of(sample(0, 0, [5], [6]), sample(0, 1, [5], [7]))
+    with pytest.raises(ValueError, match=f"the method needs {lacking}, which this step has not"):
+        build_experience(StepInputs(0, batch, scores_of(1.0, 0.0), kl_coef=0.1, **columns), Method(PRESETS[name]))
+
+
 def test_rloo_subtracts_the_rows_summed_kl_before_it_compares():
     batch = batch_of(sample(0, 0, [5], [6, 7]), sample(0, 1, [5], [6]))
     old, ref = np.array([-1.0, -1.0, -1.0], np.float32), np.array([-2.0, -3.0, -1.0], np.float32)
@@ -106,6 +117,14 @@ def test_rloo_subtracts_the_rows_summed_kl_before_it_compares():
     # S = 1 - 0.1 * 3 = 0.7 and 0: each minus the other
     assert found.advantages_BT[:, 0].tolist() == pytest.approx([0.7, -0.7])
     assert found.sequence_kl_B.tolist() == [3.0, 0.0]
+
+
+@pytest.mark.parametrize(("ref", "expected"), [(13.0, -14.0 + 1.0), (1e4, -20.0 + 1.0), (-1e4, 20.0 + 1.0)])
+def test_one_token_moves_the_kl_that_a_controller_reads_by_twenty_nats_at_most(ref, expected):
+    batch = batch_of(sample(0, 0, [5], [6, 7]), sample(0, 1, [5], [6]))
+    old, reference = np.array([-1.0, -1.0, -1.0], np.float32), np.array([ref, -2.0, -1.0], np.float32)
+    found = build_experience(StepInputs(0, batch, scores_of(1.0, 0.0), old=old, reference=reference), GRPO)
+    assert found.sequence_kl_B.tolist() == [expected, 0.0]
 
 
 def test_reinforce_pp_sums_the_rewards_to_come_and_whitens_over_the_batch():

@@ -85,7 +85,24 @@ def test_one_pair_by_hand(path):
     assert metrics["loss"] == pytest.approx(math.log1p(math.exp(-0.3)), abs=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "simpo"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("budget", [1, 20, 4096])
+def test_cpo_s_nll_is_over_the_chosen_tokens_of_the_whole_batch_however_it_is_cut(path, budget, ranks, monkeypatch):
+    monkeypatch.setattr(stepping.dist, "all_gather_object", lambda out, mine: out.__setitem__(0, mine))
+    lp = logprobs_of(path).astype(np.float64)
+    rows = np.repeat(np.arange(len(PAIRS)), PAIRS.lengths)
+    sums, chosen = np.bincount(rows, lp), PAIRS.sample_indices == 0
+    gaps = [sums[c] - sums[r] for c in np.flatnonzero(chosen) for r in np.flatnonzero(~chosen)
+            if PAIRS.group_rows[c] == PAIRS.group_rows[r]]  # fmt: skip
+    by_hand = np.mean(np.log1p(np.exp(-0.1 * np.array(gaps)))) - 3.0 * sums[chosen].sum() / PAIRS.lengths[chosen].sum()
+    found = 0.0
+    for rank in range(ranks):
+        learner = learner_of(as_rank(policy_engine(path), rank, ranks), budget, loss="cpo", nll_coef=3.0)
+        found += learner.update(inputs_of(None)).metrics.get("loss", 0.0)
+    assert found == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "simpo", "cpo", "orpo"])
 def test_the_gradient_is_the_same_for_any_budget_row_order_and_ranks(path, loss, monkeypatch):
     monkeypatch.setattr(stepping.dist, "all_gather_object", lambda out, mine: out.__setitem__(0, mine))
     reference = shifted(path)
@@ -150,6 +167,23 @@ def test_rewards_of_a_length_averaged_loss_need_no_reference():
     learner = PreferenceLearner(None, PreferenceSettings(loss="simpo", beta=2.0), UpdateSettings())
     rewards = learner.row_rewards(inputs_of(None, batch, np.array([-1.0, -2.0, -3.0], np.float32)))
     assert rewards.tolist() == pytest.approx([2.0 * -1.5, 2.0 * -3.0])
+
+
+def test_rewards_and_judgements_name_the_column_that_their_step_lacks(path):
+    batch = batch_of(sample(0, 0, [5], [7, 8]), sample(1, 0, [5], [9]))
+    some = np.zeros(3, np.float32)
+    pairs, judged = learner_of(policy_engine(path)), learner_of(policy_engine(path), loss="kto", judged=True)
+    for lacking, take in (
+        ("old", lambda: pairs.row_logprobs(inputs_of(some, batch))),
+        ("old", lambda: pairs.row_rewards(inputs_of(some, batch))),
+        ("reference", lambda: pairs.row_rewards(inputs_of(None, batch, some))),
+        ("old", lambda: judged.kto_baseline(inputs_of(some, batch))),
+        ("reference", lambda: judged.kto_baseline(inputs_of(None, batch, some))),
+        ("reference", lambda: judged.update(dataclasses.replace(inputs_of(None, batch), kto_baseline=0.1))),
+        ("kto_baseline", lambda: judged.update(inputs_of(some, batch))),
+    ):
+        with pytest.raises(ValueError, match=f"the method needs {lacking}, which this step has not"):
+            take()
 
 
 def test_kto_compares_with_the_mean_gap_of_mismatched_samples_never_below_zero(path):

@@ -5,7 +5,7 @@ const LEARNING = [
   { names: ["preference/accuracy"], title: "Preference accuracy", note: "share of pairs where the chosen response wins", line: 0.5 },
   { names: ["preference/margin"], title: "Preference margin", note: "implicit reward, chosen minus rejected", line: 0 },
   { parts: /^reward\/(?!mean$|std$)/, title: "Reward by part", note: "each reward's own mean, before its weight" },
-  { names: ["kl/ref"], title: "KL to the reference", note: "mean per token, nats" },
+  { names: ["kl/ref", "kl/ref_k1"], title: "KL to the reference", note: "mean per token, nats; ref is k3, which one token can move far, ref_k1 is what a bound reads" },
   { names: ["policy/entropy"], title: "Entropy", note: "mean per token, nats; near 0 the policy has stopped exploring" },
   { names: ["policy/clip_fraction"], title: "Clip fraction", note: "share of tokens whose ratio was clipped" },
   { names: ["policy/grad_norm"], title: "Gradient norm", note: "policy, before clipping" },

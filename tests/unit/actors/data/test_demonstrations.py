@@ -38,7 +38,7 @@ def test_only_the_assistants_tokens_are_trained_each_turn_with_its_end(tokenizer
     assert tokenizer.decode(list(whole)[len(prompt) + len(tokens) :]) == "\n"
 
 
-@pytest.mark.parametrize("text", ["e", "end", "im_end|>", "<|im_end|>", "the end", "|"])
+@pytest.mark.parametrize("text", ["e", "end", "im_end|>", "<|im_end|", "the end", "|"])
 def test_a_response_is_not_looked_for_inside_the_token_that_ends_it(tokenizer, text):
     _, tokens, _ = conversation_ids(tokenizer, say((USER, "a"), (ASSISTANT, text)), True)
     assert tokenizer.decode(tokens) == f"{text}<|im_end|>"

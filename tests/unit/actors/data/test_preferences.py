@@ -5,6 +5,7 @@ import json
 import pytest
 
 from actors.data import DataError, PreferenceSettings, PromptSettings, load_preferences, load_prompts
+from actors.data.preferences import generate_pairs
 from actors.data.rows import Origin
 from tests.fixtures.tiny_model import make_tiny_tokenizer
 
@@ -41,9 +42,9 @@ def test_without_an_end_of_turn_in_the_template_the_eos_is_appended(tmp_path, to
     assert tokenizer.decode(pair.chosen_tokens) == "5<|im_end|>"
 
 
-def test_a_special_token_quoted_in_the_response_does_not_cut_it(tmp_path, tokenizer):
-    pair = load_one(tmp_path, tokenizer, {**PAIR, "chosen": "a<|im_end|>b"})
-    assert tokenizer.decode(pair.chosen_tokens) == "a<|im_end|>b<|im_end|>"
+def test_most_of_a_special_token_quoted_in_the_response_does_not_cut_it(tmp_path, tokenizer):
+    pair = load_one(tmp_path, tokenizer, {**PAIR, "chosen": "a<|im_end|b"})
+    assert tokenizer.decode(pair.chosen_tokens) == "a<|im_end|b<|im_end|>"
 
 
 def test_responses_may_be_messages_or_whole_conversations(tmp_path, tokenizer):
@@ -117,3 +118,8 @@ def test_a_task_makes_pairs_of_a_right_and_a_wrong_answer(tokenizer):
         assert tokenizer.decode(pair.chosen_tokens) == f"The answer is {total}.<|im_end|>"
         wrong = tokenizer.decode(pair.rejected_tokens).removeprefix("The answer is ").removesuffix(".<|im_end|>")
         assert 1 <= abs(int(wrong) - total) <= 9
+
+
+def test_pairs_are_not_generated_from_a_file():
+    with pytest.raises(ValueError, match=r"from a reasoning_gym task, and pairs\.jsonl is none"):
+        next(generate_pairs(Origin(path="pairs.jsonl")))

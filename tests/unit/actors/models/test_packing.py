@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.models.packing import fill, lay_out, micro_batches, plant, share_out
+from actors.models.packing import fill, lay_out, micro_batches, padding, plant, share_out
 from tests.fixtures.columns import batch_of, random_batch, sample
 
 GROUPS = st.lists(
@@ -90,6 +90,14 @@ def test_every_response_token_is_scored_once_and_every_rank_forwards_equally_oft
         assert m.positions[m.logit_positions].tolist() == decided_at
         assert np.array_equal(np.repeat(m.rows, m.row_lengths), _row_of(batch, m.slots))
         assert len(m.token_ids) <= budget or len(m.rows) == 1
+
+
+@given(batches(), st.integers(1, 40))
+def test_a_rank_that_pads_forwards_the_first_of_those_rows_micro_batches(batch, budget):
+    rows = list(range(min(2, len(batch))))
+    found, first = padding(batch, rows, budget), micro_batches(batch, rows, budget)[0]
+    for name in ("token_ids", "segments", "slots", "rows"):
+        assert getattr(found, name).tolist() == getattr(first, name).tolist()
 
 
 @given(batches(), st.integers(1, 40))

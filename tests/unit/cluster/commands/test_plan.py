@@ -123,3 +123,11 @@ def test_the_command_prints_every_size_and_marks_the_shortest_step(tmp_path, cap
     ):
         with pytest.raises(UserError, match=said):
             plan(str(run.root), **given | wrong)
+
+
+def test_a_step_whose_time_was_not_finite_is_named(tmp_path):
+    run, lengths = a_run(tmp_path / "run")
+    rows = read_metrics(run.metrics_file)
+    rows[3] = rows[3] | {"sync/seconds": None}
+    with pytest.raises(UserError, match=rf"step {rows[3]['step']:g} has no sync/seconds \(it was not finite\)"):
+        measure(run.read_config(), rows, groups_of(lengths, SAMPLES))

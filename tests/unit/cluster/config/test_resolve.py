@@ -82,6 +82,11 @@ def test_the_critic_has_its_own_optimiser_zero_and_depth():
     assert (policy.model.path, policy.model.layers, policy.zero.stage, policy.optimizer.lr) == ("/p", None, 0, 1e-6)
 
 
+def test_a_critic_s_settings_are_refused_where_the_config_has_none():
+    with pytest.raises(ValueError, match="this config has no critic section"):
+        resolve.critic_settings(config(GRPO), "/c", 1)
+
+
 def test_the_default_critic_learns_ten_times_as_fast_as_the_default_policy():
     found = config(PPO)
     assert resolve.critic_settings(found, "/c", 1).optimizer.lr == pytest.approx(1e-5)

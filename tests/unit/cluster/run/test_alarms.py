@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.run.records.alarms import WINDOW, Alarms
+from cluster.run.records.alarms import WATCHED, WINDOW, Alarms
+from learners.methods.policy_losses import CURVES
 
 HEALTHY = {
     "reward/mean": 0.2,
     "reward/std": 0.3,
-    "kl/ref": 0.01,
+    "kl/ref_k1": 0.01,
     "response/length_mean": 50.0,
     "policy/entropy": 1.0,
     "policy/mismatch": 0.01,
 }
-HACKED = {"reward/mean": 0.9, "kl/ref": 0.5, "response/length_mean": 120.0}
+HACKED = {"reward/mean": 0.9, "kl/ref_k1": 0.5, "response/length_mean": 120.0}
 
 
 def said(*parts: tuple[dict[str, float], int]) -> list[str]:
@@ -23,7 +24,7 @@ def said(*parts: tuple[dict[str, float], int]) -> list[str]:
 
 
 def test_a_run_that_only_gets_better_raises_none():
-    assert said(({}, WINDOW), ({"reward/mean": 0.9, "kl/ref": 0.09, "policy/entropy": 0.4}, 3 * WINDOW)) == []
+    assert said(({}, WINDOW), ({"reward/mean": 0.9, "kl/ref_k1": 0.09, "policy/entropy": 0.4}, 3 * WINDOW)) == []
 
 
 @pytest.mark.parametrize("missing", HACKED)
@@ -64,7 +65,7 @@ def test_a_run_that_goes_on_knows_its_first_steps_and_tells_nothing_again():
     alarms = Alarms(rows)
     assert list(alarms.hear(HEALTHY | HACKED)) == [], "told before it was interrupted"
     assert [t for _ in range(WINDOW) for _, t in alarms.hear(HEALTHY)] == ["reward hacking: no longer so"]
-    assert list(Alarms([*rows, HEALTHY | {"kl/ref": None}]).hear(HEALTHY | HACKED)) == [], "one was not finite"
+    assert list(Alarms([*rows, HEALTHY | {"kl/ref_k1": None}]).hear(HEALTHY | HACKED)) == [], "one was not finite"
 
 
 @pytest.mark.parametrize("at", [WINDOW // 2, 2 * WINDOW])
@@ -72,3 +73,10 @@ def test_a_step_without_finite_numbers_is_a_sign_of_nothing(at):
     nothing = dict.fromkeys(HEALTHY, float("nan"))
     assert said(({}, at), (nothing, 1), ({}, 2 * WINDOW)) == []
     assert len(said(({}, at), (nothing, 1), ({}, 2 * WINDOW), (HACKED, WINDOW))) == 1, "and hides none"
+
+
+def test_no_mean_of_an_exponential_is_watched():
+    """One token would move it past any floor, for the ten steps that are compared."""
+    assert not WATCHED & set(CURVES)
+    spike = HACKED | {"kl/ref_k1": 0.05} | dict.fromkeys(CURVES, 68.5)
+    assert said(({}, WINDOW), (spike, 1), (HACKED | {"kl/ref_k1": 0.05}, WINDOW)) == []

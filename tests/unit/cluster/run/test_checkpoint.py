@@ -208,3 +208,10 @@ def test_damaged_checkpoints_are_set_aside_so_that_pruning_does_not_keep_them_fo
     write(tmp_path, 3)
     prune(tmp_path, 2, set())
     assert steps(tmp_path) == [2, 3]
+
+
+def test_a_directory_that_is_no_checkpoint_sets_nothing_aside(tmp_path):
+    write(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"policy is no checkpoint: those are named step-N"):
+        checkpoint.set_aside_after(tmp_path, tmp_path / "policy")
+    assert steps(tmp_path) == [3]

@@ -125,7 +125,7 @@ def test_the_page_is_written_before_the_first_stage_and_says_what_waits(tmp_path
 
 
 def test_the_report_command_knows_a_pipeline_by_its_file(directory):
-    done = CliRunner().invoke(_app("report"), ["report", str(directory.root)])
+    done = CliRunner().invoke(_app(), ["report", str(directory.root)])
     assert done.exit_code == 0, done.output
     assert done.output.strip() == f"report: {directory.report_file}"
     assert 'id="stage-judge"' in directory.report_file.read_text()

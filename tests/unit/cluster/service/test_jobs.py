@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -22,17 +21,16 @@ from cluster.config import load_run
 from cluster.config.loading.load import ConfigError
 from cluster.errors import RunFailed, UserError
 from cluster.service.jobs import (
-    EXCLUDES,
     STOP_WAIT_S,
     Jobs,
     JobSpec,
     JobView,
     auth_headers,
-    checkout_root,
     is_this_machine,
     resolve_address,
     train_job,
 )
+from cluster.service.shipping import EXCLUDES
 from tests.unit.cluster.config.test_pipeline import TREE
 
 HERE, THERE = "http://127.0.0.1:8265", "http://head.example.com:8265"
@@ -122,6 +120,14 @@ def test_job_ships_the_working_directory_without_what_is_only_local_and_gives_ti
     assert request["runtime_env"]["working_dir"] == "/checkout"
     assert {".git/", ".venv/", "runs/"} <= set(request["runtime_env"]["excludes"]) == set(EXCLUDES)
     assert request["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_WAIT_S) == "60"
+    assert "py_modules" not in request["runtime_env"]
+
+
+def test_job_ships_code_beside_its_folder_and_may_have_no_folder() -> None:
+    client = FakeClient()
+    Jobs(client, HERE).submit(JobSpec("asks", "python -c pass", None, "/runs/first", code=("/site/cluster",)))
+    assert client.sent[0]["runtime_env"]["py_modules"] == ["/site/cluster"]
+    assert "working_dir" not in client.sent[0]["runtime_env"]
 
 
 def test_used_id_is_a_user_error_that_says_what_to_do() -> None:
@@ -282,11 +288,6 @@ def test_a_pipeline_is_submitted_as_a_run_is_but_not_to_a_url(tmp_path: Path) ->
     assert load_run(file, ["seed=1", "ray.address=auto"]).stages[2].config.ray.address == "auto"
     with pytest.raises(UserError, match="a pipeline's directory must be a local or mounted path"):
         train_job(file, [], address=THERE, run_dir="s3://bucket/x", working_dir=tmp_path)
-
-
-def test_checkout_is_found_from_the_code() -> None:
-    here = Path(__file__).resolve().parents[4]
-    assert os.path.samefile(checkout_root() / "pyproject.toml", here / "pyproject.toml")
 
 
 def test_time_left_is_the_median_step_times_the_steps_left() -> None:

@@ -126,6 +126,14 @@ def test_small_steps_add_up_in_the_masters_of_bfloat16_weights():
     assert seen[-1] == 0.98828125  # the bfloat16 nearest to 0.99
 
 
+def test_a_closure_whose_gradients_the_masters_would_miss_is_refused_and_moves_nothing():
+    weight = torch.nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16))
+    adamw = MasterAdamW([NamedParameter("w", weight, (1, 1))], OptimizerSettings(lr=0.5))
+    with pytest.raises(ValueError, match="step without a closure"):
+        adamw.step(lambda: weight.sum().backward())
+    assert weight.grad is None and adamw.masters["w"].item() == 1.0 and not adamw.state
+
+
 def test_bfloat16_gradients_accumulate_in_float32():
     weight = torch.nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16))
     adamw = MasterAdamW([NamedParameter("w", weight, (1, 1))], OptimizerSettings())

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learners.methods.aggregation import batch_totals
-from learners.methods.policy_losses import CORRECTIONS, RATIOS, SURROGATES, policy_loss
+from learners.methods.policy_losses import CORRECTIONS, CURVES, RATIOS, SURROGATES, policy_loss
 from learners.methods.presets import CORRECTION_NAMES, KIND_NAMES, PRESETS, RATIO_NAMES, PolicyLossSettings, preset
 
 ONE = torch.ones(1, 1, dtype=torch.bool)
@@ -171,6 +171,30 @@ def test_metrics_are_the_token_means_worked_out_by_hand():
         }
     )
     assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("which", ["lp", "old", "roll", "ref"])
+@pytest.mark.parametrize("nats", [15.0, -15.0, 1e4, -1e4])
+def test_one_token_moves_what_may_decide_by_its_nats_and_only_curves_by_their_exponential(which, nats):
+    lp, old, advantages, mask, others = batch(3, rows=10, width=10)
+    config = PolicyLossSettings(correction="token_tis", correction_cap=1e9)
+
+    def metrics(**moved):
+        columns = {"lp": lp, "old": old, **others, **moved}
+        found = policy_loss(columns.pop("lp"), columns.pop("old"), advantages, mask, config, **columns)[1]
+        return {name: value.item() for name, value in found.items() if name != "policy/loss"}
+
+    row, token = mask.nonzero()[0].tolist()
+    moved = {"lp": lp, "old": old, **others}[which].clone()
+    moved[row, token] += nats
+    before, after = metrics(), metrics(**{which: moved})
+    change = {name: abs(after[name] - before[name]) * float(mask.sum()) for name in before}
+    assert set(CURVES) < set(before)
+    for name in before.keys() - set(CURVES) - {"policy/mismatch"}:
+        assert change[name] <= 40.0, name  # from 20 nats below to 20 above at most
+    assert change["policy/mismatch"] <= abs(nats) + 1e-9
+    if (which, nats) == ("ref", 15.0):
+        assert change["kl/ref"] > 1e6 and 14.0 < change["kl/ref_k1"] <= 15.0 + 1e-9
 
 
 @pytest.mark.parametrize("name", [n for n, s in VARIANTS.items() if s.kind != "cispo"])

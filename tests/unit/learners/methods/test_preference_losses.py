@@ -148,11 +148,39 @@ def test_micro_batches_in_any_order_give_the_unsplit_loss_gradient_and_metrics(s
     loss, metrics = preference_loss(p, config, baseline=0.5)
     (whole,) = torch.autograd.grad(loss, p.chosen_P)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed))
-    pieces = [preference_loss(rows(p, r), config, total_pairs=6, baseline=0.5) for r in order.chunk(parts)]
+    whole_of = {"total_pairs": 6, "total_chosen_tokens": float(p.chosen_tokens_P.sum()), "baseline": 0.5}
+    pieces = [preference_loss(rows(p, r), config, **whole_of) for r in order.chunk(parts)]
     (cut,) = torch.autograd.grad(sum(piece[0] for piece in pieces), p.chosen_P)
     torch.testing.assert_close(cut, whole)
     for key, value in metrics.items():
         assert sum(piece[1][key].item() for piece in pieces) == pytest.approx(value.item(), abs=1e-9), key
+
+
+# Chosen responses of -6 over 3 tokens and -9 over 1; the rejected ones are as likely.
+UNEVEN = Pairs(column(-6.0, -9.0), column(-6.0, -9.0), column(3, 1), column(3, 1))
+
+
+def test_cpo_s_nll_is_a_mean_over_all_chosen_tokens_and_orpo_s_over_each_response_first():
+    cpo, _ = preference_loss(UNEVEN, PreferenceSettings(loss="cpo", nll_coef=2.0))
+    # chosen equal to rejected: log 2; 15 nats on 4 tokens
+    assert cpo.item() == pytest.approx(math.log(2) + 2.0 * 15 / 4)
+    orpo, _ = preference_loss(UNEVEN, PreferenceSettings(loss="orpo", beta=0.5))
+    # 2 and 9 nats a token: 5.5 on average; equal odds
+    assert orpo.item() == pytest.approx((2.0 + 9.0) / 2 + 0.5 * math.log(2))
+
+
+def test_a_filler_row_has_no_tokens_in_cpo_s_mean():
+    fields = (UNEVEN.chosen_P, UNEVEN.rejected_P, UNEVEN.chosen_tokens_P, UNEVEN.rejected_tokens_P)
+    filled = Pairs(*(torch.cat([f, column(99.0)]) for f in fields), valid_P=torch.tensor([True, True, False]))
+    settings = PreferenceSettings(loss="cpo")
+    assert preference_loss(filled, settings)[0].item() == preference_loss(UNEVEN, settings)[0].item()
+
+
+def test_a_part_of_a_mini_batch_under_cpo_must_know_the_tokens_of_the_whole():
+    part = rows(Pairs(*[UNEVEN.chosen_P] * 2, *[UNEVEN.chosen_tokens_P] * 2, *[UNEVEN.chosen_P] * 2), slice(0, 1))
+    with pytest.raises(ValueError, match="pass total_chosen_tokens"):
+        preference_loss(part, PreferenceSettings(loss="cpo"), total_pairs=2)
+    preference_loss(part, PreferenceSettings(loss="orpo"), total_pairs=2)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, 1e4])

@@ -6,29 +6,28 @@ Left out: computing scores (the scorers), what the learner makes of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from actors.types import ScoreBatch
+from cluster.config.sections.reward import Safety
 from cluster.errors import RunFailed
 from cluster.experience.batch import ScoreRefs, StepBatch, Wave, baselines, dropped_groups
 from cluster.experience.columns import Ref
+from cluster.training.parts.logbook import Logbook
 from cluster.workers import ScorerPool, put
 from learners.methods.constraint import Multiplier, constrained_scores
-
-if TYPE_CHECKING:
-    from cluster.training.job import Job
 
 
 class Scoring:
     """`scores` and `kept` are of the step that was settled last: every sample's scores as they came, the groups that
     are trained."""
 
-    def __init__(self, job: Job, scorers: ScorerPool) -> None:
-        self._job = job
+    def __init__(self, logbook: Logbook, scorers: ScorerPool) -> None:
+        self._logbook = logbook
         self._scorers = scorers
-        self._safety = job.config.reward.safety
+        self._safety = logbook.config.reward.safety
         self.scores: ScoreBatch = ScoreBatch(np.zeros(0), {})
         self.kept: list[int] = []
         self._processes: set[int] = set()
@@ -39,6 +38,8 @@ class Scoring:
 
     def baseline(self, wave: Wave) -> Ref:
         """The greedy responses' scores, one for each sample of the wave."""
+        if wave.greedy is None:
+            raise ValueError("a baseline is the score of a greedy response, and this wave has none")
         return put(baselines(wave.samples, self.fetch(self._scorers.score(wave.greedy)).values))
 
     def settle(self, step: int, batch: StepBatch) -> list[Ref]:
@@ -49,31 +50,26 @@ class Scoring:
         trained = self._trained(self.scores)
         reports = self._scorers.wait([report for _, report in batch.scores])
         self._tell_of_restarts({report.process for report in reports})
-        self._job.role("scorer", "score", max(report.seconds for report in reports))
+        self._logbook.role("scorer", "score", max(report.seconds for report in reports))
         self._note(batch)
         unscored = dropped_groups(trained.values, samples)
-        self._job.ledger.dropped(sorted(unscored), "no score")
-        self._job.ledger.dropped(sorted(batch.flat - unscored), "no spread")
+        self._logbook.ledger.dropped(sorted(unscored), "no score")
+        self._logbook.ledger.dropped(sorted(batch.flat - unscored), "no spread")
         self.kept = [group for group in samples.groups if group not in unscored | batch.flat]
-        self._job.ledger.scored(self.kept)
+        self._logbook.ledger.scored(self.kept)
         self._count_failures(step, trained)
         if self._safety is None:
             return [scores for scores, _ in batch.scores]
-        self._move_multiplier()
+        self._move_multiplier(self._safety)
         return [put(trained)]
 
     def _tell_of_restarts(self, processes: set[int]) -> None:
         """Ray starts a scorer that died again by itself; its new process is how it shows."""
-        count = self._job.config.reward.processes
+        count = self._logbook.config.reward.processes
         for process in sorted(processes - self._processes):
             if len(self._processes) >= count:
-                self._job.events.write("recovered", f"a scorer was started again, as process {process}")
+                self._logbook.events.write("recovered", f"a scorer was started again, as process {process}")
             self._processes.add(process)
-
-    def costs(self, scores: ScoreBatch) -> np.ndarray:
-        """float64 [B]: the weighted sum of the costs, NaN where one of them has no value."""
-        parts = {**self._safety.functions, **self._safety.models}
-        return sum(part.weight * scores.parts[name] for name, part in parts.items())
 
     def _raw(self, refs: ScoreRefs) -> ScoreBatch:
         return ScoreBatch.concat(self._scorers.wait([scores for scores, _ in refs]))
@@ -81,20 +77,20 @@ class Scoring:
     def _trained(self, scores: ScoreBatch) -> ScoreBatch:
         if self._safety is None:
             return scores
-        costs = self.costs(scores)
+        costs = weighted_costs(self._safety, scores)
         failed = {row: "a cost has no value" for row in np.flatnonzero(np.isnan(costs)).tolist()}
-        values = constrained_scores(scores.values, costs, self._job.state.multiplier)
+        values = constrained_scores(scores.values, costs, self._logbook.state.multiplier)
         return ScoreBatch(values, scores.parts, failed | dict(scores.errors))
 
-    def _move_multiplier(self) -> None:
+    def _move_multiplier(self, safety: Safety) -> None:
         """After the batch: its mean cost decides the next one's multiplier. Without any cost it stays."""
-        costs, state, safety = self.costs(self.scores), self._job.state, self._safety
+        costs, state = weighted_costs(safety, self.scores), self._logbook.state
         note = {"safety/multiplier": state.multiplier, "safety/bound": safety.bound}
         if np.isfinite(costs).any():
             note["safety/cost"] = float(np.nanmean(costs))
             multiplier = Multiplier(state.multiplier, safety.bound, safety.lr, safety.max_multiplier)
             state.multiplier = multiplier.update(note["safety/cost"]).value
-        self._job.note(note)
+        self._logbook.note(note)
 
     def _note(self, batch: StepBatch) -> None:
         known = self.scores.values[np.isfinite(self.scores.values)]
@@ -106,19 +102,29 @@ class Scoring:
                 note[f"reward/{name}"] = float(np.nanmean(part))
         if len(batch.waves) > 1 or batch.flat:
             note |= {"groups/flat": float(len(batch.flat)), "groups/waves": float(len(batch.waves))}
-        self._job.note(note)
+        self._logbook.note(note)
 
     def _count_failures(self, step: int, trained: ScoreBatch) -> None:
         failed = int((~np.isfinite(trained.values)).sum())
         if not failed:
             return
         reason = next(iter(trained.errors.values()), "no reason given")
-        job = self._job
-        job.events.write("reward", f"{failed} samples have no score; the first: {reason}", step)
-        job.state.failures += failed
-        limit = job.config.reward.max_failures
-        if job.state.failures > limit:
+        logbook = self._logbook
+        logbook.events.write("reward", f"{failed} samples have no score; the first: {reason}", step)
+        logbook.state.failures += failed
+        limit = logbook.config.reward.max_failures
+        if logbook.state.failures > limit:
             raise RunFailed(
-                f"{job.state.failures} samples have no score, more than reward.max_failures ({limit}); the last "
+                f"{logbook.state.failures} samples have no score, more than reward.max_failures ({limit}); the last "
                 f"reason: {reason}; mend the reward and resume with a higher reward.max_failures"
             )
+
+
+def weighted_costs(safety: Safety, scores: ScoreBatch) -> np.ndarray:
+    """float64 [B]: the weighted sum of the costs, NaN where one of them has no value."""
+    weights = {name: function.weight for name, function in safety.functions.items()}
+    weights |= {name: model.weight for name, model in safety.models.items()}
+    costs = np.zeros(len(scores), np.float64)
+    for name, weight in weights.items():
+        costs += weight * scores.parts[name]
+    return costs
