@@ -69,7 +69,8 @@ OPEN_TO_ALL = {"cluster": "errors.py"}
 """A package's file that each of its rooms may import."""
 
 MOST_ENTRIES = 14
-"""Of a folder, __init__.py apart. The checkout's top and a package's hold at most so many files and at most so many rooms."""
+"""Of a folder, __init__.py apart. The checkout's top and a package's hold at most so many files and at most so many
+rooms."""
 
 ANY_NUMBER = {"cluster/commands", "deploy/recipes", "deploy/recipes/gpu", "tests"}
 """A file a verb; recipes; tests of a room, wherever they lie."""

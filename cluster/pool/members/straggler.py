@@ -1,12 +1,12 @@
 """Who decodes far slower than the others, and how long it rests. Pure: the time is given.
 
-In: every member's pace, look after look. Out: who is slow, against what. Decode steps are cut into stretches. A step that
-reads n tokens takes a + b n seconds with a, b >= 0, so one that reads r times as many takes at most max(1, r) times as
-long: what the others would take for a member's steps is no less than what is computed here, whoever has many sequences,
-few, or a long prompt to read. Worked example: the others' steps of 8 tokens take 0.02 s; steps of 16 could take them
-0.04 s, so one that takes 0.4 s for them is 10 times slower. One that has just begun is not looked at, one that decodes
-nothing makes no stretches, and where the others' last steps were as slow nobody is. Left out: what is done about it
-(watch.py).
+In: every member's pace, look after look. Out: who is slow, against what. Decode steps are cut into stretches. A step
+that reads n tokens takes a + b n seconds with a, b >= 0, so one that reads r times as many takes at most max(1, r)
+times as long: what the others would take for a member's steps is no less than what is computed here, whoever has many
+sequences, few, or a long prompt to read. Worked example: the others' steps of 8 tokens take 0.02 s; steps of 16 could
+take them 0.04 s, so one that takes 0.4 s for them is 10 times slower. One that has just begun is not looked at, one
+that decodes nothing makes no stretches, and where the others' last steps were as slow nobody is. Left out: what is done
+about it (watch.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WARM_STEPS = 3
 KEPT, RECENT_S = 8, 60.0
 """Stretches of a member that are remembered, and for how long."""
 NEAREST, PEERS = 3, 16
-"""Stretches of another member that are compared with, those of the most similar size; others that are asked, at most."""
+"""Stretches of another member compared with, those of the most similar size; others that are asked, at most."""
 
 
 @dataclass(frozen=True, slots=True)
