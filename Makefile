@@ -47,8 +47,8 @@ lint: install  # what .pre-commit-config.yaml runs too; mypy's settings are in p
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: install  # the pages of docs/ as a site in build/docs; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+docs: install  # the pages of docs/ as a site in build/docs; a warning is an error (which --quiet would hide)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 reference: install  # the page of every config key, from the schema and the rules
 	$(BIN)/python -m docs.tools.reference

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.fixtures.pages import DOCS, ROOT
 
@@ -19,14 +20,39 @@ STRANGE = re.compile(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//")
 """In a style sheet: something from elsewhere."""
 
 
+def build(target: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """As `make docs` does it, to another place. Not quietly: MkDocs then counts no warnings."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target), *options]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(target)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = build(target)
     assert done.returncode == 0, done.stdout + done.stderr
     return target
+
+
+def test_make_builds_the_site_as_this_test_does():
+    recipe = (ROOT / "Makefile").read_text().partition("\ndocs:")[2].split("\n")[1]
+    assert recipe.split("mkdocs ")[1] == "build --strict"
+
+
+def test_a_link_that_leads_nowhere_ends_the_build(tmp_path):
+    """With the settings of the site, on two pages."""
+    pages = {"index.md": "# A\n\n[nowhere](absent.md) [no part](b.md#absent)\n", "b.md": "# B\n"}
+    (tmp_path / "docs").mkdir()
+    for name, text in pages.items():
+        (tmp_path / "docs" / name).write_text(text)
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    kept = {key: value for key, value in settings.items() if key not in ("nav", "hooks", "extra_css")}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept))
+    done = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
+    assert done.returncode == 1
+    assert "contains a link 'absent.md'" in done.stderr
+    assert "does not contain an anchor '#absent'" in done.stderr
 
 
 class Fetched(HTMLParser):
