@@ -87,7 +87,7 @@ class Reader:
         """The function's nodes in the order of the source, with the names as they are there. callers: those that led
         here, so that a circle ends; None leaves its arguments unknown."""
         env = {} if callers is None else self._arguments(function, callers)
-        nodes = (node for node in ast.walk(function) if hasattr(node, "lineno"))
+        nodes = (node for node in ast.walk(function) if isinstance(node, ast.expr | ast.stmt))
         for node in sorted(nodes, key=lambda n: (n.lineno, n.col_offset)):
             match node:
                 case ast.Assign(targets=[target]):

@@ -35,6 +35,7 @@ from cluster.config.sections.algorithm import METHODS
 from cluster.config.sections.section import name_only
 from tests.fixtures.pages import DOCS, ROOT, Piece, blocks, links, spans
 from tests.fixtures.tiny_model import make_tiny_tokenizer
+from tests.unit.rooms import MAY_IMPORT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 USUAL = "deploy/recipes/grpo_demo.yaml"
@@ -314,6 +315,18 @@ def test_every_verb_has_a_row():
     text = (DOCS / "start" / "commands.md").read_text()
     verbs = PROJECT["entry-points"]["raylign.commands"]
     assert [verb for verb in verbs if not re.search(rf"^\| .*`(?:raylign )?{verb}\b.*\|", text, re.MULTILINE)] == []
+
+
+def test_every_room_stands_in_the_house():
+    """With a row of its own, or as a room within its parent's."""
+    text = (DOCS / "learn" / "how_it_works.md").read_text().partition("| room |")[2].partition("\n\n")[0]
+    rows = {re.search(r"\[([\w/]+)\]", line)[1]: line for line in text.splitlines() if "](" in line}
+    lacking = [
+        room
+        for room in MAY_IMPORT
+        if room not in rows and f"`{room.rpartition('/')[2]}/`" not in rows.get(room.rpartition("/")[0], "")
+    ]
+    assert lacking == []
 
 
 def nouns() -> Iterator[tuple[str, list[str], str]]:
