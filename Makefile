@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SEED ?= 0
 
-.PHONY: demo test test-fast test-gpu learn chaos soak lint install bench clean
+.PHONY: demo test test-fast test-gpu learn chaos soak lint docs reference install bench clean
 
 demo: install
 	$(BIN)/raylign train deploy/recipes/$(DEMO).yaml seed=$(SEED) --run-dir $(RUN_DIR)
@@ -26,11 +26,11 @@ test-fast: install
 test-gpu: install  # what needs an accelerator
 	$(BIN)/python -m pytest tests -m gpu
 
-learn: install  # every method, three seeds each, on a tiny model; the table that the README quotes
+learn: install  # every method, three seeds each, on a tiny model; the table of bench/results/learn.md
 	RAYLIGN_LEARN_TABLE=$(LEARN_TABLE) $(BIN)/python -m pytest tests/integration/test_learns.py -m ""
 LEARN_TABLE ?= runs/learn.md
 
-chaos: install  # every planted fault once, and what each cost; the table that the README quotes
+chaos: install  # every planted fault once, and what each cost; the table of docs/use/recovery.md
 	rm -f $(CHAOS_TABLE); mkdir -p $(dir $(CHAOS_TABLE))
 	RAYLIGN_KILLS=200 RAYLIGN_CHAOS_TABLE=$(abspath $(CHAOS_TABLE)) $(BIN)/python -m pytest tests/chaos -m ""
 	@cat $(CHAOS_TABLE)
@@ -46,6 +46,12 @@ lint: install  # what .pre-commit-config.yaml runs too; mypy's settings are in p
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  # the pages of docs/ as a site in build/docs; a warning is an error (which --quiet would hide)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+reference: install  # the page of every config key, from the schema and the rules
+	$(BIN)/python -m docs.tools.reference
 
 bench: install
 	$(PIP) -c constraints/$(STACK).txt -e .[$(STACK),test,bench]

@@ -68,7 +68,7 @@ def alternate(works: Sequence[Callable[[], Any]], rounds: int, warm_up: int = 1)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A Markdown table, as the README quotes it."""
+    """A Markdown table, as the docs quote it."""
     print(f"\n{title}\n")
     print("| " + " | ".join(header) + " |")
     print("| " + " | ".join("---" for _ in header) + " |")

@@ -12,7 +12,8 @@ import math
 from actors.engines.interface import EngineSettings
 from actors.models.lora import LoraSettings
 from actors.types import SamplingSettings
-from cluster.config.schema import Config, Critic, Optimizer, Zero
+from cluster.config.schema import Config, Critic
+from cluster.config.sections.optimizer import Optimizer, Zero
 from cluster.pool.admission import Admission
 from cluster.pool.autoscale import AutoscaleSettings
 from cluster.pool.members.recovery import RecoveryLimits

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from cluster.config.placement import Placement
 from cluster.config.resolve import gpu_memory_utilization, needs_reference, own_critic, saves_later
-from cluster.config.schema import Config, Zero
+from cluster.config.schema import Config
+from cluster.config.sections.optimizer import Zero
 from cluster.inspect.model import ModelFacts
 
 BYTES = {"bfloat16": 2, "float32": 4}

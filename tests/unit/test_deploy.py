@@ -55,7 +55,7 @@ def _pods(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _texts() -> dict[str, str]:
-    files = [path for path in DEPLOY.rglob("*") if path.is_file() and not {"recipes", "pictures"} & {*path.parts}]
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and "recipes" not in path.parts]
     return {str(path.relative_to(ROOT)): path.read_text() for path in files}
 
 

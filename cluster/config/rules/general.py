@@ -18,8 +18,10 @@ from cluster.config.rules.reward import reward_problems
 from cluster.config.rules.rollout import rollout_problems
 from cluster.config.rules.sampling import sampling_problems
 from cluster.config.rules.schedule import schedule_problems
-from cluster.config.schema import Config, Data, Optimizer, ReasoningGym, Zero
+from cluster.config.schema import Config
 from cluster.config.sections.algorithm import Resample
+from cluster.config.sections.data import Data, ReasoningGym
+from cluster.config.sections.optimizer import Optimizer, Zero
 from cluster.config.sections.section import Section
 from cluster.config.transport import transport_problems
 from learners.methods.presets import GROUP_ADVANTAGES, TOKEN_ADVANTAGES

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.config.problem import Problem
-from cluster.config.schema import Config, Data
+from cluster.config.schema import Config
 from cluster.config.sections.algorithm import Algorithm
+from cluster.config.sections.data import Data
 from learners.methods.presets import PREFERENCE_PRESETS, PRESETS
 
 PREFERENCE_METHODS = tuple(PREFERENCE_PRESETS)

@@ -15,7 +15,9 @@ class Lora(Section):
     """Train a low-rank adapter, W + (alpha / rank) B A, and hold the model still."""
 
     rank: Count = 16
+    """Columns of B and rows of A."""
     alpha: Positive = 32.0
+    """Scales the adapter, divided by the rank."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Modules to adapt, by the ends of their names (q_proj, down_proj, ...); default every linear layer but the
     output head."""

@@ -30,7 +30,9 @@ class Autoscale(Section):
     """Workers come and go by themselves, so that the learner waits for as little of a step as is asked for."""
 
     min: Count = 1
+    """The fewest workers."""
     max: Count
+    """The most workers."""
     target_idle: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of a step that the learner may wait for samples."""
     cost: NonNegative = 0.0

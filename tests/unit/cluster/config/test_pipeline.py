@@ -1,7 +1,6 @@
 """A pipeline file: what merges, what a stage may refer to, where overrides go, and every problem at once."""
 
 import copy
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -150,10 +149,10 @@ def test_stages_need_names_of_their_own():
     ]
 
 
-def test_the_example_in_the_readme_is_a_pipeline():
-    text = (Path(__file__).resolve().parents[4] / "README.md").read_text()
-    example = text.split("## Pipelines")[1].split("    name: rlhf\n")[1].split("\n\n")[0]
-    pipeline = pipeline_of(yaml.safe_load("name: rlhf\n" + textwrap.dedent(example)), "README.md")
+def test_the_example_in_the_docs_is_a_pipeline():
+    page = (Path(__file__).resolve().parents[4] / "docs" / "use" / "pipelines.md").read_text()
+    example = page.split("```yaml\n")[1].split("```")[0]
+    pipeline = pipeline_of(yaml.safe_load(example), "pipelines.md")
     assert [stage.name for stage in pipeline.stages] == ["sft", "judge", "ppo"]
 
 
