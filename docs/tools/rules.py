@@ -26,6 +26,7 @@ MODULES = (
     "cluster.config.rules.recovery",
     "cluster.config.rules.reward",
     "cluster.config.rules.rollout",
+    "cluster.config.rules.sampling",
     "cluster.config.rules.schedule",
     "cluster.config.transport",
     "cluster.inspect.examine",
