@@ -48,10 +48,10 @@ def status(
     """Show how far a job or a run is.
 
     With --json an object: job (as in `raylign jobs --json`; null for a run directory) and run (null where none can be
-    read from here). A run: run_dir, step, steps, seconds_left (null before two steps and at the end), ended (why a run
-    ended early), running (whether a driver works for it), workers (a sentence, null without), metrics (the latest, by
-    name). A pipeline: run_dir and stages, each with name, state (waiting, begun, done), reason (how it ended), model
-    (what it exported, below run_dir) and run, which is null while it waits.
+    read from here). A run: run_dir, step, steps, seconds_left (null before two steps and at the end), ended (how:
+    finished, or why it stopped early; null before), running (whether a driver works for it), workers (a sentence, null
+    without), metrics (the latest, by name). A pipeline: run_dir and stages, each with name, state (waiting, begun,
+    done), reason (how it ended), model (what it exported, below run_dir) and run, which is null while it waits.
     """
     if as_json:
         print_json(lambda: _facts(target, address))
