@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from actors.durable import fsync
+from actors.models.pretrained import cache_home
 from cluster.config.schema import Config
 from cluster.errors import UserError
 
@@ -234,8 +235,7 @@ def _relative(file: Path, root: Path) -> str:
 
 
 def _working_copy(url: str) -> Path:
-    home = Path(os.environ.get("RAYLIGN_CACHE", Path.home() / ".cache" / "raylign"))
-    return home / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_home() / "runs" / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def _holder(lock_file: Path) -> str:

@@ -23,12 +23,11 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class ZeroSettings:
-    """DeepSpeed's ZeRO: stage 0-3; where the optimiser state (and, stage 3, the parameters) live: none, cpu or nvme."""
+    """DeepSpeed's ZeRO: stage 0-3; where the optimiser state (and, stage 3, the parameters) live: none or cpu."""
 
     stage: int = 0
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
-    nvme_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _TABLE = {
     "cluster/experience cluster/pool/members cluster/roles cluster/config",
     "cluster/config/loading": "cluster/config/sections cluster/config cluster/config/rules",
     "cluster/config/starter": "cluster/config cluster/config/loading",
-    "cluster/run": "actors cluster/config cluster/config/rules cluster/config/loading",
+    "cluster/run": "actors actors/models cluster/config cluster/config/rules cluster/config/loading",
     "cluster/inspect": "actors/data actors/models actors/engines actors/rewards cluster/config/sections "
     "cluster/config cluster/inputs cluster/workers cluster/config/loading cluster/run",
     "cluster/run/records": "actors/rollouts cluster/config cluster/run",

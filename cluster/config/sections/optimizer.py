@@ -21,8 +21,6 @@ class Zero(Section):
     """Keep optimiser state in host memory (`cpu`); `nvme` is refused."""
     offload_parameters: Literal["none", "cpu", "nvme"] = "none"
     """Keep parameters in host memory (`cpu`, stage 3); `nvme` is refused."""
-    nvme_path: str | None = None
-    """Of no effect while `nvme` is refused."""
 
 
 class Optimizer(Section):

@@ -34,8 +34,6 @@ class RewardModel(Section):
     """A directory, hub id or `stage:NAME`."""
     weight: float = 1.0
     """In the sum; 0: logged and not optimised."""
-    batch_size: Count = 16
-    """Of no effect: batches are cut by their tokens."""
     max_length: Count = 2048
     """Longer conversations lose their beginning."""
 

@@ -108,7 +108,7 @@ def test_malformed_line_in_the_middle_is_named_by_file_and_number(tmp_path):
 
 
 def test_a_run_that_goes_on_is_pushed_without_its_ledger_and_what_is_half_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path))
     run = make_fake_run("memory://bucket/run-3", steps=2, sample_steps=0)
     run.ledger_file.write_text("of the end before")
     run.push()
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_is_pushed_without_its_ledger_and_what_is_half_writte
 
 
 def test_url_run_is_pushed_pulled_and_loses_what_the_working_copy_lost(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path / "here"))
     url = "memory://bucket/run-1"
     run = make_fake_run(url, steps=4, sample_steps=2)  # samples at 2 and 4
     run.push()
@@ -137,7 +137,7 @@ def test_url_run_is_pushed_pulled_and_loses_what_the_working_copy_lost(tmp_path,
     run.truncate_after(2)
     run.push()
     assert not there.exists("/bucket/run-1/samples/step-000004.parquet")
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path / "elsewhere"))
     other = RunDirectory.attach(url)
     assert other.root != run.root
     assert other.metrics_file.read_text() == run.metrics_file.read_text()
@@ -145,7 +145,7 @@ def test_url_run_is_pushed_pulled_and_loses_what_the_working_copy_lost(tmp_path,
 
 
 def test_pull_leaves_a_working_copy_alone_that_a_driver_holds(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path))
     run = make_fake_run("memory://bucket/run-2", steps=2, sample_steps=0)
     run.push()
     with run.lock():
@@ -157,7 +157,7 @@ def test_pull_leaves_a_working_copy_alone_that_a_driver_holds(tmp_path, monkeypa
 
 
 def test_pull_leaves_a_working_copy_alone_whose_last_push_failed(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path))
     run = make_fake_run("memory://bucket/run-4", steps=2, sample_steps=0)
     run.push()
     there = fsspec.filesystem("memory")
@@ -191,7 +191,7 @@ def test_truncate_drops_the_exports_of_a_history_that_does_not_count(tmp_path):
 
 
 def test_pull_leaves_a_working_copy_alone_whose_driver_was_killed(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYLIGN_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAYLIGN_HOME", str(tmp_path))
     run = RunDirectory.create("memory://killed/run")
     (run.root / "metrics.jsonl").write_text("never pushed\n")
     run.lock_file.write_text('{"pid": 1}\n')
