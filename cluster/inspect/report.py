@@ -121,5 +121,6 @@ def runs_on(found: Examination) -> str:
         where = count
     else:
         least = "more than" if found.memory and not all(role.known for role in found.memory.roles) else "about"
-        where = f"{count} of {least} {found.gpu_bytes / GIB:.0f} GB each"
+        each = "" if found.gpus_needed == 1 else " each"
+        where = f"{count} of {least} {found.gpu_bytes / GIB:.0f} GB{each}"
     return where if found.config.ray.address == "local" else f"a Ray cluster with {where}"

@@ -14,7 +14,7 @@ from cluster.config import ConfigError, load_config
 from cluster.inspect.examine import examine
 from cluster.inspect.machine import GIB, Machine
 from cluster.inspect.model import count_parameters, facts_by_config, facts_by_name, find_model
-from cluster.inspect.report import print_report
+from cluster.inspect.report import print_report, runs_on
 from cluster.run.directory import RunDirectory
 from tests.fixtures.configs import DPO, GRPO, config
 from tests.fixtures.tiny_model import make_tiny_model
@@ -188,6 +188,7 @@ def test_with_one_gpu_the_report_says_who_shares_it_and_how_its_memory_is_divide
     # weights and logits are less than that, and contexts and work space 0.6, 0.6 and 1.5 GB.
     assert "memory: of a GPU's 80.0 GB the learner takes about 0.6 and the engine 2.1, of which its cache 0.0" in text
     assert f"memory, GB: about {found.gpu_bytes / GIB:.1f} GB of one GPU" in text
+    assert runs_on(found) == f"1 GPU of about {found.gpu_bytes / GIB:.0f} GB"
 
 
 @pytest.mark.parametrize("gpus", [(), (80 * GIB, 80 * GIB)])
