@@ -185,9 +185,9 @@ class RolloutPool:
             self._ask(answered(), "taking over the rollout workers")
         self._soon(self._members.spares.keep)
 
-    def calibrated(self, probe: Ref, judge: Judge) -> None:
+    def calibrated(self, recorded: Ref, judge: Judge) -> None:
         """What a joiner's log-probs of the recorded samples are judged by."""
-        self._soon(lambda: self._core.weights.calibrated(probe, judge))
+        self._soon(lambda: self._core.weights.calibrated(recorded, judge))
 
     def sleep(self) -> None:
         """Returns when every engine has given up its memory, until the next publish; nothing may be under way."""
@@ -227,14 +227,14 @@ class RolloutPool:
         """Returns when each engine has proved that it holds `version.digest`."""
         self._ask(self._core.weights.finish_publish(version), "publishing")
 
-    def probe(self, batch: Ref) -> dict[str, Any]:
+    def probe(self, recorded: Ref) -> dict[str, Any]:
         """Each engine's log-probs of recorded samples, by name."""
-        return self._ask(self._core.weights.probe(batch), "probing")
+        return self._ask(self._core.weights.probe(recorded), "probing")
 
-    def admit(self, version: PolicyVersion, buckets: Sequence[Ref], probe: Ref | None, judge: Judge) -> None:
+    def admit(self, version: PolicyVersion, buckets: Sequence[Ref], recorded: Ref | None, judge: Judge) -> None:
         """Let the engines take traffic at `version`; who joins later takes these buckets and is judged so, where there
-        are recorded samples (`probe`)."""
-        current = Current(version, tuple(buckets), None if probe is None else Proof(probe, judge))
+        are `recorded` samples."""
+        current = Current(version, tuple(buckets), None if recorded is None else Proof(recorded, judge))
         self._ask(self._core.weights.admit(current), "admitting")
 
     def close(self) -> None:

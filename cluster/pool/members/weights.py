@@ -36,7 +36,7 @@ COME = (MemberState.JOINING, MemberState.SUSPECT)
 class Proof:
     """Recorded samples, by reference, and what a worker's log-probs of them must be."""
 
-    probe: Ref
+    recorded: Ref
     judge: Judge
 
 
@@ -111,7 +111,7 @@ class Weights:
         elif lacks:
             await handle.adopt(current.version)
         proof = current.proof
-        if proof is not None and (wrong := proof.judge(await handle.probe(proof.probe))) is not None:
+        if proof is not None and (wrong := proof.judge(await handle.probe(proof.recorded))) is not None:
             raise RunFailed(f"{member.name} {wrong}")
         if lacks and current.buckets:
             await handle.admit(current.version)
@@ -122,10 +122,10 @@ class Weights:
         self._current = Current(version, (), None)
         self._settled.set()
 
-    def calibrated(self, probe: Ref, judge: Judge) -> None:
+    def calibrated(self, recorded: Ref, judge: Judge) -> None:
         """From now on a joiner must compute as the learner did for these recorded samples."""
         assert self._current is not None, "workers start on an adopted version, and only then record samples"
-        self._current = replace(self._current, proof=Proof(probe, judge))
+        self._current = replace(self._current, proof=Proof(recorded, judge))
 
     @property
     def publishing(self) -> bool:
@@ -192,10 +192,10 @@ class Weights:
 
         await self._each(finish, f"publishing version {version.number}")
 
-    async def probe(self, batch: Ref) -> dict[str, np.ndarray]:
+    async def probe(self, recorded: Ref) -> dict[str, np.ndarray]:
         """By name, the log-probs of recorded samples: of those that a publish is under way to, else of the healthy."""
         members = self._members() if self._publishing else self._healthy()
-        found = await self.surviving({m: m.handle.probe(batch) for m in members}, "probing the engines")
+        found = await self.surviving({m: m.handle.probe(recorded) for m in members}, "probing the engines")
         return {member.name: logprobs for member, logprobs in found.items()}
 
     def expel(self, name: str, why: str) -> None:

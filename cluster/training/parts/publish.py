@@ -85,10 +85,10 @@ class Publisher:
         """What freshly loaded engines were measured to be, before these."""
         self._fresh = fresh
 
-    def calibrate(self, probe: Ref) -> Mismatch:
+    def calibrate(self, recorded: Ref) -> Mismatch:
         """Measure a freshly loaded engine against the learner, both on the same weights."""
-        shares = self._learner.policy_logprobs([probe], temperature=1.0)
-        engines = self._pool.probe(probe)
+        shares = self._learner.policy_logprobs([recorded], temperature=1.0)
+        engines = self._pool.probe(recorded)
         if not engines:
             raise RunFailed("no engine is left to measure against the learner; start again")
         learner = self._learner.wait(shares, "scoring the recorded samples")
@@ -96,23 +96,23 @@ class Publisher:
         if not np.isfinite(fresh.mean):
             raise RunFailed("the engines or the learner give log-probs that are not finite, before any training")
         self._fresh = fresh
-        self._pool.calibrated(probe, self._judge(learner))
+        self._pool.calibrated(recorded, self._judge(learner))
         return fresh
 
-    def publish(self, probe: Ref) -> Published:
+    def publish(self, recorded: Ref) -> Published:
         """Move the learner's current weights into every engine as the next version."""
         start = time.monotonic()
         number = self._given + 1
         # First, and not beside the engines' loading: on shared cores two thread pools that wait for each other take
         # three times as long (3.2 s against 1.2 s for SmolLM2 on two cores).
-        shares = self._learner.policy_logprobs([probe], temperature=1.0)
+        shares = self._learner.policy_logprobs([recorded], temperature=1.0)
         learner = self._learner.wait(shares, "scoring the recorded samples")
         sending, self.broken_off = time.monotonic(), True
         buckets, summary = self._send(number)
         version = PolicyVersion(number, summary.digest)
         self._pool.finish_publish(version)
         loaded = time.monotonic()
-        engines = self._pool.probe(probe)
+        engines = self._pool.probe(recorded)
         judge = self._judge(learner)
         wrong = {name: words for name, engine in engines.items() if (words := judge(engine)) is not None}
         if wrong and len(wrong) == len(engines):
@@ -121,7 +121,7 @@ class Publisher:
             self._pool.expel(name, f"it {words}")
         self._given = number
         self._record(version)
-        self._pool.admit(version, buckets, probe, judge)
+        self._pool.admit(version, buckets, recorded, judge)
         self.version, self.broken_off = version, False
         if self._parcels:
             self._learner.release_weights()
