@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from actors.data.control import Controls
 
 if TYPE_CHECKING:
-    from actors.data.chat import Message, Tokenizer
+    from actors.data.tokenizer import Message, Tokenizer
 
 PRIVATE = range(0xE000, 0xF900)
 """Unicode's private use area: characters that mean nothing by themselves."""

@@ -9,43 +9,17 @@ cut to a window.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 
 from actors.data.control import refuse_messages
 from actors.data.errors import RowError
 from actors.data.rows import kind_of
+from actors.data.tokenizer import Message, Tokenizer
 
-Message = dict[str, str]
 STAND_IN = "stand-in for a response"
 NO_FRAME = ("", "")
-
-
-class Tokenizer(Protocol):
-    """What is needed of transformers' PreTrainedTokenizerBase."""
-
-    chat_template: Any
-    eos_token_id: int | None
-    unk_token_id: int | None
-
-    @property
-    def all_special_tokens(self) -> list[str]: ...
-
-    @property
-    def is_fast(self) -> bool: ...
-
-    @property
-    def added_tokens_decoder(self) -> Any: ...
-
-    @property
-    def backend_tokenizer(self) -> Any: ...
-
-    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any: ...
-
-    def encode(self, text: str, add_special_tokens: bool = True, **options: Any) -> list[int]: ...
-
-    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
 
 def require_template(tokenizer: Tokenizer, chat_template: bool) -> None:

@@ -19,7 +19,7 @@ from jinja2.exceptions import TemplateError
 from actors.data.errors import DataError, RowError
 
 if TYPE_CHECKING:
-    from actors.data.chat import Message, Tokenizer
+    from actors.data.tokenizer import Message, Tokenizer
 
 BRACKETED = re.compile(r"\W.*\w.*\W", re.DOTALL)
 """A name between signs, such as <|im_end|> or [INST]: written for no other end than to be a token."""

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, turn_after
+from actors.data.chat import messages_of, prompt_ids, turn_after
 from actors.data.errors import RowError
 from actors.data.rows import kind_of, read_rows
 from actors.data.stored import StoredRows, StoredSettings, column, load_rows, text_column
+from actors.data.tokenizer import Message, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.data.chat import Tokenizer, messages_of
+from actors.data.chat import messages_of
 from actors.data.errors import RowError
 from actors.data.preferences import generate_pairs
 from actors.data.rows import Origin, RawRow, read_rows
 from actors.data.stored import StoredRows, StoredSettings, branch_ids, column, load_rows, number_column, text_column
+from actors.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.data.chat import Message, Tokenizer, messages_of
+from actors.data.chat import messages_of
 from actors.data.errors import RowError
 from actors.data.rows import Origin, RawRow, create_task, kind_of, read_rows, read_task, said_as
 from actors.data.stored import StoredRows, StoredSettings, branch_ids, load_rows, number_column
+from actors.data.tokenizer import Message, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

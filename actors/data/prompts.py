@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from actors.data.chat import Message, Tokenizer, messages_of, prompt_ids, require_template
+from actors.data.chat import messages_of, prompt_ids, require_template
 from actors.data.control import refuse_columns, refuse_settings
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, read_rows
 from actors.data.stored import check_overlong
+from actors.data.tokenizer import Message, Tokenizer
 from actors.types import Prompt
 
 HELDOUT_SEED_STEP = 1 << 30

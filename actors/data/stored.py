@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from actors.data.chat import Message, Tokenizer, prompt_ids, require_template, response_ids
+from actors.data.chat import prompt_ids, require_template, response_ids
 from actors.data.control import refuse_columns, refuse_settings
 from actors.data.errors import DataError, Problems, RowError, check_skip_invalid
 from actors.data.rows import Origin, RawRow, kind_of
+from actors.data.tokenizer import Message, Tokenizer
 
 OVERLONG = ("refuse", "truncate_left", "drop")
 

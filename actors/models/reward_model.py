@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from actors.data.as_text import chat_ids, plain_ids
-from actors.data.chat import Message
+from actors.data.tokenizer import Message
 from actors.models.numerics import placed, settle_kernels
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.data import PromptSettings, PromptSource, load_prompts, train_and_heldout
-from actors.data.chat import Tokenizer
+from actors.data.tokenizer import Tokenizer
 from actors.rewards import RewardSpec
 from cluster.config.schema import Config
 

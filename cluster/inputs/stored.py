@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.data import DataError, PreferenceSettings, load_preferences
-from actors.data.chat import Tokenizer
 from actors.data.demonstrations import DemonstrationSettings, load_demonstrations
 from actors.data.judged import JudgedSettings, load_judged
 from actors.data.rows import Origin
 from actors.data.stored import StoredRows
+from actors.data.tokenizer import Tokenizer
 from cluster.config.resolve import preference_settings
 from cluster.config.schema import Config
 from cluster.inputs.online import origin_fields

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from actors.data import DataError, PreferencePair, PromptOrder
-from actors.data.chat import Tokenizer
 from actors.data.demonstrations import Demonstration
 from actors.data.errors import LISTED
 from actors.data.judged import JudgedResponse
 from actors.data.rows import read_rows
 from actors.data.stored import StoredRow
+from actors.data.tokenizer import Tokenizer
 from actors.rewards.runner import RewardError, RewardRunner
 from actors.rewards.spec import RewardSpec
 from cluster.config import Config, Problem
