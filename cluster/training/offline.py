@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -46,7 +47,7 @@ class OfflineWorkers:
 
 
 def start_offline_workers(run: Run, placement: Placement) -> OfflineWorkers:
-    """Ask Ray for the learner group; nothing waits."""
+    """Ask Ray for the learner group. It loads while the driver reads the data; only rank 0's address is waited for."""
     config = run.config
     spec = LearnerSpec(
         trains=resolve.training(config),
@@ -57,8 +58,12 @@ def start_offline_workers(run: Run, placement: Placement) -> OfflineWorkers:
         timeout_s=config.learner.update_timeout_s,
         saves_later=resolve.saves_later(config, placement.device),
     )
-    learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
-    return OfflineWorkers(learner, learner.build(config.ray.start_timeout_s))
+    with ExitStack() as undo:
+        learner = LearnerGroup(placement.role("learner"), spec, config.learner.update_timeout_s)
+        undo.callback(learner.close)
+        workers = OfflineWorkers(learner, learner.build(config.ray.start_timeout_s))
+        undo.pop_all()
+    return workers
 
 
 class OfflineJob(Job, Generic[Row]):
