@@ -60,10 +60,11 @@ def start_pool(
     if spec.transport == "cuda_ipc":
         room = {"refuse": lambda more: "weights come through the learner's own GPU, which has room for one worker"}
     elif placement.shared is not None:
-        room = {"refuse": lambda more: f"{placement.shared}; one more finds no GPU that holds no engine"}
+        why = f"{placement.shared}; one more finds no GPU that holds no engine"
+        room = {"refuse": lambda more: None if len(pool) + more <= role.count else why}
     elif config.ray.on_demand:
         room = {"resized": node_requests(config.name, placement, tell)}
-    return RolloutPool(
+    pool: RolloutPool = RolloutPool(
         start_rollout(role, spec),
         role.count,
         put=put,
@@ -75,6 +76,7 @@ def start_pool(
         inherited=living_rollout(role),
         **room,
     )
+    return pool
 
 
 def node_requests(

@@ -104,7 +104,14 @@ def spec_of(monkeypatch: pytest.MonkeyPatch, given: Config, placement: Placement
     made: dict[str, Any] = {}
     monkeypatch.setattr(rollouts, "start_rollout", lambda role, spec: made.setdefault("spec", spec))
     monkeypatch.setattr(rollouts, "living_rollout", lambda role: {})
-    monkeypatch.setattr(rollouts, "RolloutPool", lambda start, count, **more: made.update(more))
+    made["workers"] = []
+
+    class Pool(list[str]):
+        def __init__(self, start: Any, count: int, **more: Any) -> None:
+            super().__init__(["worker"] * count)
+            made.update(more, workers=self)
+
+    monkeypatch.setattr(rollouts, "RolloutPool", Pool)
     start_pool(given, placement, model, lambda kind, text: told.append(f"{kind}: {text}"))
     return SimpleNamespace(**made), told
 
@@ -123,6 +130,16 @@ def test_an_engine_beside_a_learner_is_given_its_cache_in_bytes_and_the_events_s
     assert spec.engine.gpu_memory_utilization == split.engine / (24 * GIB)
     assert told == [f"placement: {split}"]
     assert pool.refuse(1) == f"{placement.shared}; one more finds no GPU that holds no engine"
+
+
+def test_engines_that_were_let_go_of_their_shared_gpus_may_come_back_and_no_more(monkeypatch, gpus, tiny_model):
+    gpus(80, 80, 80)
+    given = config(GRPO, f"model.path={tiny_model}", "rollout.workers=3")
+    placement = plan(given, 2, 3)
+    pool, _ = spec_of(monkeypatch, given, placement, tiny_model)
+    del pool.workers[1:]
+    assert pool.refuse(2) is None
+    assert pool.refuse(3) == f"{placement.shared}; one more finds no GPU that holds no engine"
 
 
 def test_an_engine_of_its_own_gpu_measures_it_and_one_that_is_told_a_share_takes_that(monkeypatch, gpus, tiny_model):
