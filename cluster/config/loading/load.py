@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cluster.config.loading.paths import placed
+from cluster.config.loading.paths import beside, placed
 from cluster.config.problem import Problem
 from cluster.config.rules.general import cross_section_problems
 from cluster.config.schema import Config
@@ -59,7 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if "stages" in tree:
         wrong = "a pipeline is run by `raylign train` and looked at by `raylign check`; give a recipe of one run here"
         raise ConfigError(source, [Problem("stages", wrong)])
-    config, problems = placed(config_of(tree, source, overrides), Path(path).parent, Path.cwd())
+    config, problems = placed(config_of(tree, source, overrides), beside(Path(path)), Path.cwd())
     if problems:
         raise ConfigError(source, problems)
     return config

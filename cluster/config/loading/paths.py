@@ -18,6 +18,8 @@ from cluster.config.schema import Config
 
 Keys = tuple[str, ...]
 FROM_ANYWHERE = ("/", "~")
+SAVED, HELD = ("config.yaml", "pipeline.yaml"), "lock"
+"""What a run or a pipeline writes into its directory, beside the lock that its driver held."""
 
 
 def named_paths(config: Config) -> Iterator[tuple[Keys, str]]:
@@ -55,6 +57,13 @@ def leads_to(path: str, folder: Path, here: Path) -> Path | None:
     """What a relative path of a recipe in `folder` means in the directory `here`; None where it stands in neither."""
     found = next((root for root in (here, folder) if (root / path).exists()), None)
     return None if found is None else Path(os.path.normpath(found / path))
+
+
+def beside(recipe: Path) -> Path:
+    """The folder that a recipe's paths may be relative to: its own. Those that a run has saved were found from the
+    working directory, and that run's own files (samples, policy) are never meant."""
+    saved = recipe.name in SAVED and (recipe.parent / HELD).is_file()
+    return Path.cwd() if saved else recipe.parent
 
 
 def placed(config: Config, folder: Path, here: Path) -> tuple[Config, list[Problem]]:

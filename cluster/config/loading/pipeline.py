@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from cluster.config.loading.load import ConfigError, config_of, explain, parse_override, read_tree, set_key, validate
-from cluster.config.loading.paths import placed
+from cluster.config.loading.paths import beside, placed
 from cluster.config.problem import Problem
 from cluster.config.schema import Config
 from cluster.config.sections.section import Section, name_only
@@ -64,7 +64,7 @@ class PipelineFile(Section):
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Config | Pipeline:
     """What `raylign train` is given: one run, or a pipeline, which has `stages`."""
-    run, folder, problems = read_run(path, overrides), Path(path).parent, list[Problem]()
+    run, folder, problems = read_run(path, overrides), beside(Path(path)), list[Problem]()
     if isinstance(run, Pipeline):
         stages = []
         for stage in run.stages:

@@ -114,3 +114,24 @@ def test_what_a_run_saves_names_the_files_from_where_it_was_started(project: Pat
         yaml.safe_dump(load_config("mine/recipe.yaml").model_dump(mode="json"))
     )
     assert load_config("run/config.yaml") == load_config("mine/recipe.yaml")
+
+
+@pytest.mark.parametrize("pipeline", [False, True])
+def test_what_a_run_has_saved_reads_from_the_working_directory_whatever_its_own_files_are_called(
+    pipeline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that is started again reads it: the run's own `samples` are not the rows that it began with."""
+    tree = {k: v for k, v in TREE.items() if k not in ("critic", "reward")} | {"algorithm": "dpo"}
+    tree |= {"data": {"path": "samples"}, "model": {"path": "policy", "max_length": 64}}
+    del tree["rollout"]
+    run = tmp_path / "runs" / "mine"
+    for folder in (tmp_path, run):
+        for name in ("samples", "policy"):
+            (folder / name).mkdir(parents=True)
+    (run / "lock").touch()
+    saved = run / ("pipeline.yaml" if pipeline else "config.yaml")
+    saved.write_text(yaml.safe_dump({"name": "mine", "stages": [{**tree, "name": "one"}]} if pipeline else tree))
+    monkeypatch.chdir(tmp_path)
+    found = load_run(saved)
+    found = found.stages[0].config if isinstance(found, Pipeline) else found
+    assert paths(found) == {"data.path": "samples", "model.path": "policy"}
