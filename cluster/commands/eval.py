@@ -55,13 +55,14 @@ def _compare(config: Path, models: list[str] | None, judge: str | None, override
     """What --json prints."""
     from cluster.comparison import answers, verdicts
     from cluster.config import load_config
+    from cluster.config.loading.load import config_of
     from cluster.run.checkpoints.policies import latest_policy
     from cluster.run.directory import RunDirectory
 
     if config.is_dir():
         _refuse_pipeline(config)
         run = RunDirectory.attach(config)
-        loaded = load_config(run.config_file, overrides)
+        loaded = config_of(run.read_config(), str(run.config_file), overrides)
         models = models or [loaded.model.path, str(latest_policy(run))]
     else:
         loaded = load_config(config, overrides)

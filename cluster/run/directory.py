@@ -25,6 +25,7 @@ import yaml
 
 from actors.durable import fsync
 from actors.models.pretrained import cache_home
+from cluster.config.loading.retired import without_retired
 from cluster.config.schema import Config
 from cluster.errors import UserError
 
@@ -120,7 +121,7 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Any]:
         """The saved config as plain data; unvalidated, so that runs of other versions can be read too."""
-        return yaml.safe_load(self.config_file.read_text())
+        return without_retired(yaml.safe_load(self.config_file.read_text()))
 
     def in_use(self) -> bool:
         """Whether a driver works here."""

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from cluster.config.loading.pipeline import Pipeline
+from cluster.config.loading.retired import without_retired
 from cluster.config.rules.resuming import FREE_IN_A_STAGE, FREE_WHEN_DONE, changed_keys
 from cluster.errors import UserError
 from cluster.run.directory import RunDirectory, write_atomic
@@ -89,7 +90,8 @@ class PipelineDirectory:
 
     def read(self) -> dict[str, Any]:
         """The saved pipeline as plain data."""
-        return yaml.safe_load(self.config_file.read_text())
+        saved = yaml.safe_load(self.config_file.read_text())
+        return {**saved, "stages": [without_retired(stage) for stage in saved["stages"]]}
 
     def finished(self) -> dict[str, Finished]:
         """The stages that are done, by name. UserError when what one exported is gone."""

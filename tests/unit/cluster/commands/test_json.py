@@ -243,6 +243,18 @@ def test_one_model_has_no_difference_and_a_judge_wants_two(said: Any, tmp_path: 
     assert (code, nothing, "--judge compares the responses of two models" in err) == (2, None, True)
 
 
+@pytest.mark.usefixtures("answered")
+def test_a_run_of_before_is_evaluated_whatever_keys_it_saved_that_are_gone(said: Any, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(GRPO)
+    saved = load_config(recipe).model_dump(mode="json")
+    saved["learner"]["zero"]["nvme_path"] = None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(saved))
+    code, out, _ = said("eval", tmp_path / "run", "--model", "base", "data.heldout=4", "--json")
+    assert (code, out["rows"]) == (0, 4)
+
+
 def test_what_a_library_or_a_child_prints_goes_to_stderr_and_no_number_is_nan() -> None:
     code = (
         "import math, os, subprocess\n"

@@ -8,6 +8,7 @@ import os
 
 import fsspec
 import pytest
+import yaml
 
 from cluster.config.schema import Config
 from cluster.errors import UserError
@@ -200,3 +201,17 @@ def test_pull_leaves_a_working_copy_alone_whose_driver_was_killed(tmp_path, monk
     run.lock_file.write_text("")
     run.pull()
     assert not (run.root / "metrics.jsonl").exists(), "one that ended pushed what counts"
+
+
+def test_what_a_run_of_before_saved_of_keys_that_are_gone_is_passed_over(tmp_path):
+    run = RunDirectory.create(tmp_path)
+    zero, rated = {"stage": 1}, {"path": "models/rm", "weight": 1.0}
+    now = {"learner": {"zero": zero}, "critic": {"zero": zero}, "steps": 7}
+    now["reward"] = {"models": {"rm": rated}, "safety": {"models": {"harm": rated}}}
+    cut, batched = {**zero, "nvme_path": None}, {**rated, "batch_size": 16}
+    saved = {"learner": {"zero": cut}, "critic": {"zero": cut}, "steps": 7}
+    saved["reward"] = {"models": {"rm": batched}, "safety": {"models": {"harm": batched}}}
+    run.config_file.write_text(yaml.safe_dump(saved))
+    assert run.read_config() == now
+    run.config_file.write_text(yaml.safe_dump({**saved, "critic": None, "reward": {"models": {}, "safety": None}}))
+    assert run.read_config() == {**now, "critic": None, "reward": {"models": {}, "safety": None}}
