@@ -181,5 +181,7 @@ def shortage(placement: Placement, gpus: float) -> str | None:
     if placement.device == "cuda" and placement.gpus > gpus:
         parts = ", ".join(f"{r.count + r.spares} x {r.role} at {r.gpus:g}" for r in placement.roles if r.gpus)
         fix = placement.unshared or "lower learner.ranks or rollout.workers, or remove learner.gpus_per_rank to share"
+        if not any(r.role == "learner" for r in placement.roles):  # engines alone are no more than the GPUs hold
+            fix = "lower rollout.tensor_parallel"
         return f"the plan needs {placement.gpus:g} GPUs ({parts}) and there {_are(gpus)}; {fix}"
     return None

@@ -26,6 +26,8 @@ FREE_IN_A_STAGE = (
     "learner.threads",
     "learner.update_timeout_s",
     "learner.max_nonfinite_steps",
+    "rollout.workers",
+    "rollout.tensor_parallel",
     "rollout.gpu_memory_utilization",
     "rollout.sleep_level",
     "reward.max_failures",

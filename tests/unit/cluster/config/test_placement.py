@@ -146,6 +146,6 @@ def test_engines_without_a_learner_have_whole_gpus_and_are_as_many_as_those():
         assert (found.role("rollout").count, found.role("rollout").gpus) == (engines, 1.0 if gpus else 0)
         assert (found.colocated, shortage(found, gpus)) == (False, None)
     large = config(GRPO, "rollout.tensor_parallel=4")
-    assert shortage(plan(large, cpus=8, gpus=2, training=False), 2).startswith(
-        "the plan needs 4 GPUs (1 x rollout at 4)"
+    assert shortage(plan(large, cpus=8, gpus=2, training=False), 2) == (
+        "the plan needs 4 GPUs (1 x rollout at 4) and there are 2; lower rollout.tensor_parallel"
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cluster.config import Config
+from cluster.config.placement import plan, shortage
 from cluster.config.rules.resuming import FREE_IN_A_STAGE, FREE_TO_CHANGE, FREE_WHEN_DONE, changed_keys
 from cluster.driver import _refuse_other_config
 from cluster.errors import UserError
@@ -72,6 +75,24 @@ def test_every_free_key_is_one_of_the_config_s():
         for part in key.split("."):
             at = at[part]
     assert set(FREE_WHEN_DONE) < set(FREE_IN_A_STAGE) < set(FREE_TO_CHANGE)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("learner.ranks=4",),
+        ("rollout.workers=4", "recovery.spares=1"),
+        ("rollout.tensor_parallel=2",),
+        ("weights.transport=collective",),
+    ],
+)
+def test_what_a_plan_wants_changed_on_fewer_gpus_a_resume_there_may_change(overrides):
+    """Else a run that was begun on more GPUs could not go on."""
+    text = shortage(plan(config(GRPO, *overrides), cpus=8, gpus=1), 1)
+    asked = re.findall(r"([a-z]+\.[a-z_]+) to \w+", text)
+    assert asked
+    free = (key for each in asked for key in FREE_TO_CHANGE if each == key or each.startswith(f"{key}."))
+    assert len(list(free)) == len(asked), text
 
 
 def test_the_refusal_names_the_keys_and_what_may_change(tmp_path):
