@@ -144,9 +144,13 @@ def _before_sharing(config: Config, ranks: int, gpus: int) -> Iterator[str]:
     workers, spares, most = config.rollout.workers, config.recovery.spares, gpus if ranks == 1 else ranks
     if config.rollout.tensor_parallel > 1:
         yield "rollout.tensor_parallel to 1"
+    engines = workers + spares
     if workers > most:
         yield f"rollout.workers to {most}"
-    if spares and workers + spares > most:
+    elif config.ray.address != "local" and min(ranks, engines) > 1 and max(ranks, engines) < gpus:
+        # Over several nodes Ray chooses the node first, and there two engines could meet on a GPU that stays idle.
+        yield f"rollout.workers to {max(1, gpus - ranks - spares)}"
+    if spares and engines > most:
         yield f"recovery.spares to {max(0, most - workers)}"
     if config.weights.transport == "collective":
         yield "weights.transport to object_store"

@@ -131,6 +131,20 @@ def test_what_cannot_be_shared_is_named_with_the_need_of_each_role_and_the_way_o
     assert shortage(plan(config(GRPO, *overrides), cpus=8, gpus=gpus), gpus) == expected
 
 
+def test_over_several_nodes_a_gpu_that_stays_idle_could_be_two_engines_own():
+    """A node of two GPUs and one of one: Ray chooses the node first, and 2 x 0.4 fit on the third GPU."""
+    pairs = ["learner.ranks=2", "rollout.workers=2"]
+    assert plan(config(GRPO, *pairs), cpus=8, gpus=3).shared, "one node: where the least room is left"
+    cluster = config(GRPO, *pairs, "ray.address=auto")
+    assert shortage(plan(cluster, cpus=8, gpus=3), 3) == (
+        "the plan needs 4 GPUs (2 x learner at 1, 2 x rollout at 1) and there are 3; a GPU holds one learner rank and "
+        "one engine: set rollout.workers to 1"
+    )
+    assert plan(cluster, cpus=8, gpus=2).shared, "no GPU stays idle"
+    one_engine = config(GRPO, "learner.ranks=3", "ray.address=auto")
+    assert shortage(plan(one_engine, cpus=8, gpus=3), 3) is None
+
+
 def test_a_preference_run_on_fewer_gpus_than_ranks_is_told_how_many_it_can_have():
     found = plan(config(DPO, "learner.ranks=4"), cpus=8, gpus=2)
     assert shortage(found, 2) == (
