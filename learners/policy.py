@@ -35,7 +35,9 @@ class PolicyLearner(PolicyBase):
         self._method = method
 
     def update(self, inputs: StepInputs, show_rows: tuple[int, ...] = ()) -> UpdateResult:
-        """Policy-gradient steps on one batch; per-token details of `show_rows`."""
+        """Policy-gradient steps on one batch; per-token details of `show_rows`. Beside the loss's own metrics:
+        kl/ref_sequence, k1 (`steady_kl`) of the policy before the update to the reference, summed over a response, mean
+        over responses in nats: what an adaptive controller reads; policy/rows_trained."""
         start = time.monotonic()
         if inputs.old is None and needs_old(self._method, self._update):
             raise ValueError(
