@@ -73,11 +73,12 @@ def end_tokens(model_path: str) -> tuple[int, ...]:
         if (root / name).is_file():
             found = json.loads((root / name).read_text()).get("eos_token_id")
             ids.update([found] if isinstance(found, int) else found or [])
-    named, table = root / "tokenizer_config.json", root / "tokenizer.json"
-    if named.is_file() and table.is_file():
-        eos = json.loads(named.read_text()).get("eos_token")
-        text = eos["content"] if isinstance(eos, dict) else eos
-        ids.update(t["id"] for t in json.loads(table.read_text())["added_tokens"] if t["content"] == text)
+    table, texts = root / "tokenizer.json", set()
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        eos = json.loads((root / name).read_text()).get("eos_token") if (root / name).is_file() else None
+        texts.add(eos["content"] if isinstance(eos, dict) else eos)
+    if table.is_file():
+        ids.update(t["id"] for t in json.loads(table.read_text())["added_tokens"] if t["content"] in texts)
     return tuple(sorted(ids))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 
 import numpy as np
 import pytest
@@ -99,6 +100,10 @@ def test_end_tokens_are_those_of_both_configs_and_of_the_tokenizer(tmp_path):
         '{"added_tokens": [{"id": 2, "content": "<end>"}, {"id": 3, "content": "x"}]}'
     )
     assert end_tokens(str(tmp_path)) == (2, 5, 9)
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert end_tokens(str(tmp_path)) == (5, 9)
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
+    assert end_tokens(str(tmp_path)) == (2, 5, 9), "where older tokenizers name theirs"
 
 
 def test_buckets_give_back_the_same_bytes_in_bfloat16_and_odd_sizes():
